@@ -1,0 +1,244 @@
+"""An ONNX graph under construction: nodes in the order of the data, weights kept as NumPy arrays.
+
+`Graph` is what every exporter here writes into and what autodiff reads from and appends to. Names are given
+deterministically, so the same calls make the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import ArrayLike, NDArray
+from onnx import helper, numpy_helper
+
+from impasto.errors import GraphError
+
+OPSET = 18
+IR_VERSION = 8
+"""Opset 18 and IR 8 are read by ONNX Runtime, OpenVINO and TensorRT 10 and 11 alike."""
+
+Dim = int | str | None
+Shape = tuple[Dim, ...]
+
+
+@dataclass
+class Graph:
+    """A directed acyclic graph of ONNX nodes.
+
+    ``inputs`` maps a name to its element type and shape (a string is a dynamic dimension, ``None`` an unknown one);
+    ``constants`` holds weights and literals; ``outputs`` lists tensor names.
+    """
+
+    name: str = "impasto"
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    inputs: dict[str, tuple[np.dtype[Any], Shape]] = field(default_factory=dict)
+    constants: dict[str, NDArray[Any]] = field(default_factory=dict)
+    outputs: list[str] = field(default_factory=list)
+    _names: set[str] = field(default_factory=set)
+    _literals: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
+
+    def input(self, name: str, shape: Sequence[Dim], dtype: Any = np.float32) -> str:
+        """Declare an input and return its name."""
+        self.inputs[self._claim(name)] = (np.dtype(dtype), tuple(shape))
+        return name
+
+    def weight(self, name: str, value: NDArray[Any]) -> str:
+        """Declare a named constant and return its name."""
+        self.constants[self._claim(name)] = value
+        return name
+
+    def literal(self, value: ArrayLike, dtype: Any) -> str:
+        """Return the name of a small constant; equal ones are declared once."""
+        array = np.asarray(value, dtype=dtype)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._literals:
+            self._literals[key] = self.weight(self.unique("const"), array)
+        return self._literals[key]
+
+    def ints(self, *values: int) -> str:
+        """Return the name of a 1-D int64 constant: axes, pads, shapes."""
+        return self.literal(values, np.int64)
+
+    def add(self, op: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
+        """Append a node with one output and return the output's name."""
+        return self.add_many(op, inputs, [name or self.unique(op.lower())], **attributes)[0]
+
+    def add_many(
+        self, op: str, inputs: Iterable[str], outputs: Sequence[str], **attributes: Any
+    ) -> list[str]:
+        """Append a node with named outputs and return their names."""
+        for output in outputs:
+            self._claim(output)
+        node = helper.make_node(op, list(inputs), list(outputs), name=outputs[0], **attributes)
+        self.nodes.append(node)
+        return list(outputs)
+
+    def unique(self, stem: str) -> str:
+        """Return a name that no tensor has yet: ``stem``, ``stem.1``, ``stem.2``, …."""
+        if stem not in self._names:
+            return stem
+        number = 1
+        while f"{stem}.{number}" in self._names:
+            number += 1
+        return f"{stem}.{number}"
+
+    def infer_shapes(self) -> dict[str, tuple[np.dtype[Any], Shape]]:
+        """Return element type and shape of every tensor, as far as ONNX's shape inference can tell.
+
+        Weights take part by shape only, so this costs nothing like their size.
+        """
+        small = {name: value for name, value in self.constants.items() if value.dtype == np.int64}
+        large = {name: value for name, value in self.constants.items() if name not in small}
+        known = dict(self.inputs) | {name: (v.dtype, v.shape) for name, v in large.items()}
+        try:
+            model = onnx.shape_inference.infer_shapes(
+                _model(self.name, self.nodes, known, small, []), strict_mode=True, data_prop=True
+            )
+        except onnx.shape_inference.InferenceError as error:
+            raise GraphError(f"graph {self.name!r} is not consistent: {_first_line(error)}") from error
+        inferred = {name: (v.dtype, tuple(v.shape)) for name, v in self.constants.items()}
+        for value in [*model.graph.input, *model.graph.value_info, *model.graph.output]:
+            inferred[value.name] = _type_of(value)
+        return inferred
+
+    def model(self, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
+        """Return the ONNX model, checked; ``metadata`` becomes its ``metadata_props``."""
+        types = self.infer_shapes()
+        outputs = {name: types.get(name, (np.dtype(np.float32), None)) for name in self.outputs}
+        model = _model(
+            self.name,
+            self.nodes,
+            self.inputs,
+            self._used_constants(),
+            [_value_info(name, *outputs[name]) for name in self.outputs],
+        )
+        helper.set_model_props(model, dict(sorted((metadata or {}).items())))
+        return model
+
+    def copy(self, name: str) -> Graph:
+        """Return a graph that can grow without changing this one; the arrays are shared."""
+        return Graph(
+            name,
+            list(self.nodes),
+            dict(self.inputs),
+            dict(self.constants),
+            list(self.outputs),
+            set(self._names),
+            dict(self._literals),
+        )
+
+    def prune(self) -> None:
+        """Drop the nodes and constants that no output needs."""
+        needed = set(self.outputs)
+        kept: list[onnx.NodeProto] = []
+        for node in reversed(self.nodes):
+            if needed.intersection(node.output):
+                needed.update(node.input)
+                kept.append(node)
+        self.nodes = kept[::-1]
+        self.constants = {name: v for name, v in self.constants.items() if name in needed}
+        self._literals = {k: name for k, name in self._literals.items() if name in self.constants}
+
+    def _used_constants(self) -> dict[str, NDArray[Any]]:
+        used = {name for node in self.nodes for name in node.input} | set(self.outputs)
+        return {name: value for name, value in self.constants.items() if name in used}
+
+    def _claim(self, name: str) -> str:
+        if name in self._names:
+            raise ValueError(f"tensor {name!r} exists already in graph {self.name!r}")
+        self._names.add(name)
+        return name
+
+
+def graph_from_model(model: onnx.ModelProto) -> Graph:
+    """Read a model of any source into a `Graph`; ``Constant`` nodes become constants.
+
+    Raises `GraphError` when the model is not valid or not of an opset that this version reads.
+    """
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    version = versions.get("", versions.get("ai.onnx"))
+    try:
+        if version is not None and version != OPSET:
+            model = onnx.version_converter.convert_version(model, OPSET)
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        raise GraphError(f"not a valid ONNX model: {_first_line(error)}") from error
+    graph = Graph(model.graph.name or "model")
+    for initializer in model.graph.initializer:
+        graph.weight(initializer.name, numpy_helper.to_array(initializer))
+    for value in model.graph.input:
+        if value.name not in graph.constants:
+            dtype, shape = _type_of(value)
+            graph.input(value.name, shape, dtype)
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            graph.weight(node.output[0], _constant_value(node))
+            continue
+        for output in node.output:
+            graph._claim(output) if output else None
+        graph.nodes.append(node)
+    graph.outputs = [value.name for value in model.graph.output]
+    return graph
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """Return a node's attributes as Python values; strings are decoded."""
+    values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
+
+
+def _model(
+    name: str,
+    nodes: Iterable[onnx.NodeProto],
+    inputs: Mapping[str, tuple[np.dtype[Any], Shape]],
+    constants: Mapping[str, NDArray[Any]],
+    outputs: Sequence[onnx.ValueInfoProto],
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        list(nodes),
+        name,
+        [_value_info(key, dtype, shape) for key, (dtype, shape) in inputs.items()],
+        list(outputs),
+        [numpy_helper.from_array(value, key) for key, value in constants.items()],
+    )
+    return helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="impasto",
+    )
+
+
+def _value_info(name: str, dtype: np.dtype[Any], shape: Shape | None) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), shape)
+
+
+def _type_of(value: onnx.ValueInfoProto) -> tuple[np.dtype[Any], Shape]:
+    tensor = value.type.tensor_type
+    dims = tuple(
+        d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim
+    )
+    return np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), dims
+
+
+def _constant_value(node: onnx.NodeProto) -> NDArray[Any]:
+    values = attributes(node)
+    if "value" in values:
+        return numpy_helper.to_array(values["value"])
+    for name, dtype in (
+        ("value_float", np.float32),
+        ("value_floats", np.float32),
+        ("value_int", np.int64),
+        ("value_ints", np.int64),
+    ):
+        if name in values:
+            return np.asarray(values[name], dtype=dtype)
+    raise GraphError(f"node {node.name or node.output[0]!r}: a Constant of an unknown kind")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,1 @@
+"""Backbones: layer tables, taps and their aliases, weights, and the torch reference."""

@@ -1,0 +1,115 @@
+"""The curvature pairs of L-BFGS and the quasi-Newton direction from them, in two passes over memory.
+
+The two-loop recursion (Nocedal & Wright, "Numerical Optimization", 2nd ed., algorithm 7.4) needs only inner products
+of the pairs with each other and with the gradient, and its result is a combination of the same vectors (Chen, Wang &
+Zhou, "Large-scale L-BFGS using MapReduce", 2014). So a direction costs one product of all pairs with the new
+gradient, arithmetic on numbers, and one combination of all pairs: two matrix-vector products at memory speed. Inner
+products with a new y = g_new − g_old are differences of two such products, hence cost nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from impasto.models.conventions import FloatArray
+
+
+class History:
+    """At most ``pairs`` pairs of a step s and the gradient's change y over it, each float32 of ``size`` elements.
+
+    The caller writes a pair into `step` and `change`, looks at `curvature`, and may `keep` it. ``scale`` is γ, the
+    multiple of the identity that the pairs correct: s·y / y·y of the last pair kept, 1 before any.
+    """
+
+    def __init__(self, pairs: int, size: int) -> None:
+        # One slot more than there are pairs is where the next one is written. Rows 2i and 2i + 1 are slot i's step
+        # and change, so that the slots in use are one contiguous matrix; the rest is memory not yet touched.
+        self._rows: FloatArray = np.empty((2 * (pairs + 1), size), dtype=np.float32)
+        self._pairs = pairs
+        self._order: list[int] = []  # the slots kept, oldest first
+        self._spare = 0
+        # [i, j] holds s_i·y_j, for pairs i not newer than j, and y_i·y_j.
+        self._sy = np.zeros((pairs + 1, pairs + 1))
+        self._yy = np.zeros((pairs + 1, pairs + 1))
+        self._products = np.zeros(2 * (pairs + 1))  # of the rows with the gradient of the last direction
+        self._new: int | None = None  # the slot kept since then
+        self.scale = 1.0
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @property
+    def step(self) -> FloatArray:
+        """Where the caller writes the next pair's s."""
+        return self._rows[2 * self._spare]
+
+    @property
+    def change(self) -> FloatArray:
+        """Where the caller writes the next pair's y: the next direction's gradient minus the last direction's."""
+        return self._rows[2 * self._spare + 1]
+
+    def curvature(self) -> tuple[float, float, float]:
+        """Return s·y, s·s and y·y of the pair last written."""
+        s, y = self.step, self.change
+        return float(s @ y), float(s @ s), float(y @ y)
+
+    def keep(self) -> None:
+        """Add the pair last written, in place of the oldest one if the history is full; its s·y must be positive."""
+        sy, _, yy = self.curvature()
+        new = self._spare
+        self._sy[new, new], self._yy[new, new] = sy, yy
+        self.scale = sy / yy
+        self._order.append(new)
+        self._new = new
+        self._spare = self._order.pop(0) if len(self._order) > self._pairs else len(self._order)
+
+    def clear(self) -> None:
+        """Forget the pairs, not the scale."""
+        self._order.clear()
+        self._spare, self._new = 0, None
+
+    def direction(self, gradient: FloatArray, out: FloatArray) -> None:
+        """Write −H·gradient to ``out``, H being the pairs' approximation of the inverse Hessian.
+
+        To be called once for each gradient that the changes are differences of.
+        """
+        if not self._order:
+            np.multiply(gradient, -self.scale, out=out)
+            return
+        used = self._rows[: 2 * (max(self._order) + 1)]
+        products = (used @ gradient).astype(np.float64)
+        self._complete(products)
+        coefficients = np.zeros(len(used), dtype=np.float32)
+        slots = np.array(self._order)
+        steps, changes = self._recursion(products[2 * slots], products[2 * slots + 1])
+        coefficients[2 * slots], coefficients[2 * slots + 1] = steps, changes
+        np.dot(coefficients, used, out=out)
+        out -= self.scale * gradient
+
+    def _complete(self, products: NDArray[np.float64]) -> None:
+        """Fill in the new pair's inner products with the older ones."""
+        if self._new is not None:
+            older, new = self._order[:-1], self._new
+            with_change = products - self._products[: len(products)]
+            self._sy[older, new] = with_change[0::2][older]
+            self._yy[older, new] = self._yy[new, older] = with_change[1::2][older]
+            self._new = None
+        self._products[: len(products)] = products
+
+    def _recursion(
+        self, sg: NDArray[np.float64], yg: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the direction's coefficients of the steps and of the changes, from s·g and y·g, oldest first."""
+        grid = np.ix_(self._order, self._order)
+        sy, yy = self._sy[grid], self._yy[grid]
+        count = len(sg)
+        alpha = np.zeros(count)
+        for i in range(count - 1, -1, -1):
+            alpha[i] = (sg[i] - sy[i, i + 1 :] @ alpha[i + 1 :]) / sy[i, i]
+        # y·r for r = γ(g − Σ αy), which the second loop then corrects by the steps already added.
+        yr = self.scale * (yg - yy @ alpha)
+        steps = np.zeros(count)
+        for i in range(count):
+            steps[i] = alpha[i] - (yr[i] + sy[:i, i] @ steps[:i]) / sy[i, i]
+        return -steps, self.scale * alpha
