@@ -29,13 +29,15 @@ def bristle_patterns(count: int, rng: RandomState) -> Array:
 
 
 class Painting:
-    """A canvas of ``size`` nominal (width, height) with its wet paint: ``rgb`` 0 to 1, and ``height`` of the relief."""
+    """An underpainting, (rows, columns, 3) in 0 to 1, with the wet paint on it: ``rgb``, and ``height`` of the relief.
 
-    def __init__(self, size: tuple[int, int], scale: float, ground: tuple[float, float, float], seed: int) -> None:
-        rows, columns = round(size[1] * scale), round(size[0] * scale)
+    ``scale`` is how many pixels make one nominal pixel; ``seed`` draws the bristles of the brushes.
+    """
+
+    def __init__(self, ground: Array, scale: float, seed: int) -> None:
         self.scale = scale
-        self.rgb: Array = np.full((rows, columns, 3), ground, np.float32)
-        self.height: Array = np.zeros((rows, columns), np.float32)
+        self.rgb = ground.astype(np.float32)
+        self.height: Array = np.zeros(ground.shape[:2], np.float32)
         self.patterns = bristle_patterns(32, RandomState(seed))
 
     def stroke(self, path: Array, width: float, colours: Array, load: float, dryness: float, pattern: int) -> None:
@@ -50,7 +52,7 @@ class Painting:
         t = np.linspace(0, 1, max(3, int(width * self.scale * 1.7)), dtype=np.float32)
         knots = np.append(0, np.cumsum(steps)) / length
         spine = np.stack([np.interp(s, knots, path[:, k]) for k in (0, 1)], 1)
-        tangent = np.gradient(np.stack([np.interp(s, knots, path[:, k]) for k in (0, 1)], 1), axis=0)
+        tangent = np.gradient(spine, axis=0)
         kernel = np.ones(9) / 9  # corners of the path would tear the outer edge
         tangent = np.stack([np.convolve(np.pad(tangent[:, k], 4, "edge"), kernel, "valid") for k in (0, 1)], 1)
         tangent /= np.maximum(np.hypot(*tangent.T), 1e-9)[:, None]
@@ -83,8 +85,10 @@ class Painting:
 
         Lambert's shading relative to the flat canvas, and Blinn's highlight, of the relief scaled by ``strength``.
         """
-        high = np.pad(self.height, 1, "edge")
-        smooth = (high[1:-1, 1:-1] * 4 + high[:-2, 1:-1] + high[2:, 1:-1] + high[1:-1, :-2] + high[1:-1, 2:]) / 8
+        smooth = self.height
+        for _ in range(max(1, round(self.scale**2))):  # the same blur in nominal pixels at every scale
+            high = np.pad(smooth, 1, "edge")
+            smooth = (high[1:-1, 1:-1] * 4 + high[:-2, 1:-1] + high[2:, 1:-1] + high[1:-1, :-2] + high[1:-1, 2:]) / 8
         dy, dx = np.gradient(smooth, np.float32(1 / self.scale))
         normal = np.stack([-strength * dx, -strength * dy, np.ones_like(dx)])
         normal /= np.sqrt((normal**2).sum(0))

@@ -10,14 +10,14 @@ from noise import Array
 from PIL import Image, ImageDraw
 
 Point = tuple[float, float]
-Colour = Sequence[float]
+Colour = Sequence[float] | Array
+FINER = 3  # a polygon's stencil is drawn this much finer than the canvas
 
 
 class Canvas:
     """Premultiplied colour ``rgb`` (rows, columns, 3) and coverage ``alpha`` (rows, columns), both 0 to 1.
 
-    ``scale`` is how many of its pixels make one nominal pixel. Shapes have hard edges: the picture is painted larger
-    than it is written, and the reduction smooths them.
+    ``scale`` is how many of its pixels make one nominal pixel.
     """
 
     def __init__(self, rgb: Array, alpha: Array, scale: float) -> None:
@@ -35,9 +35,12 @@ class Canvas:
         right, bottom = np.clip(np.ceil(corners.max(0)).astype(int) + 1, 0, (columns, rows))
         if right <= left or bottom <= top:
             return
-        stencil = Image.new("L", (int(right - left), int(bottom - top)))
-        ImageDraw.Draw(stencil).polygon([(x - left, y - top) for x, y in corners.tolist()], fill=255)
-        mask = np.asarray(stencil, np.float32) * np.float32(opacity / 255)
+        # Pillow's corners are pixel centres and its outlines are filled, which would fatten every leaf: hence the
+        # half pixel, and a finer stencil.
+        stencil = Image.new("L", (FINER * int(right - left), FINER * int(bottom - top)))
+        fine = (corners - (left, top)) * FINER - 0.5
+        ImageDraw.Draw(stencil).polygon([(x, y) for x, y in fine.tolist()], fill=255)
+        mask = np.asarray(stencil.reduce(FINER), np.float32) * np.float32(opacity / 255)
         window = np.s_[top:bottom, left:right]
         self.rgb[window] += mask[..., None] * (np.asarray(colour, np.float32) - self.rgb[window])
         self.alpha[window] += mask * (1 - self.alpha[window])
@@ -56,8 +59,8 @@ class Canvas:
         corners = [p + side * widths[0], q + side * widths[1], q - side * widths[1], p - side * widths[0]]
         self.polygon([(float(c[0]), float(c[1])) for c in corners], colour, opacity)
 
-    def under(self, layer: Canvas, strength: Array | float = 1.0) -> None:
-        """Lay ``layer`` over this one."""
+    def cover(self, layer: Canvas, strength: Array | float = 1.0) -> None:
+        """Lay ``layer`` over this one, at ``strength`` (0 to 1, one number or one a pixel)."""
         strength = np.asarray(strength, np.float32)
         self.rgb = self.rgb * (1 - strength * layer.alpha)[..., None] + layer.rgb * strength[..., None]
         self.alpha = self.alpha + strength * layer.alpha * (1 - self.alpha)
@@ -66,6 +69,5 @@ class Canvas:
 def save_picture(rgb: Array, path: Path, size: tuple[int, int], quality: int) -> None:
     """Reduce ``rgb`` (rows, columns, 3; 0 to 1) to ``size`` (width, height) and write it as an sRGB JPEG."""
     full = Image.fromarray(np.round(np.clip(rgb, 0, 1) * 255).astype(np.uint8))
-    full.resize(size, Image.Resampling.BOX if rgb.shape[1] == size[0] else Image.Resampling.LANCZOS).save(
-        path, "JPEG", quality=quality, subsampling=0, optimize=True
-    )
+    small = full.resize(size, Image.Resampling.BOX)
+    small.save(path, "JPEG", quality=quality, subsampling="4:4:4", optimize=True)

@@ -17,13 +17,6 @@ TO_SUN = (-0.78, 0.42, -0.46)  # low, from the left and behind the viewer
 SUNLIGHT, SKYLIGHT = (1.30, 0.86, 0.52), (0.30, 0.36, 0.56)
 
 
-def pixels(scale: float) -> tuple[Array, Array]:
-    """Nominal coordinates (X, Y) of the pixel centres of a picture ``scale`` times 640 by 480."""
-    rows, columns = round(HEIGHT * scale), round(WIDTH * scale)
-    y, x = np.mgrid[0:rows, 0:columns].astype(np.float32)
-    return (x + 0.5) / np.float32(scale), (y + 0.5) / np.float32(scale)
-
-
 def sky(x: Array, y: Array) -> Array:
     """Evening sky, (rows, columns, 3) in 0 to 1: blue to peach, with cloud banks lit from the lower left."""
     down = y / HORIZON
@@ -103,7 +96,9 @@ def first_hit(terrain: Terrain, x: Array, y: Array) -> Array:
     """
     depth = np.geomspace(NEAR, FAR, 1400).astype(np.float32)
     columns = x[0]
-    height = terrain.sample(terrain.height, (columns[None] - 320) / FOCAL * depth[:, None], depth[:, None] + 0 * columns)
+    height = terrain.sample(
+        terrain.height, (columns[None] - 320) / FOCAL * depth[:, None], depth[:, None] + 0 * columns
+    )
     seen = np.maximum.accumulate(FOCAL * (height - EYE) / depth[:, None], axis=0)
     above = HORIZON - y[:, 0]
     index = np.stack([np.searchsorted(seen[:, k], above) for k in range(columns.size)], axis=1)
@@ -138,7 +133,7 @@ def mountains(x: Array, y: Array, backdrop: Array) -> Array:
 
 def lake(x: Array, y: Array, picture: Array, scale: float) -> Array:
     """``picture`` with everything below the shore replaced by its rippled mirror image."""
-    rows, columns = y.shape
+    columns = y.shape[1]
     below = np.clip(y - SHORE, 0, None)
     distance = 30 / (below + 6)  # ripples crowd towards the far shore
     ripple = fbm(x * 0.012 / np.sqrt(distance), 26 * distance, 120, 4, 0.6)

@@ -8,7 +8,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]
+
+
+def pixels(width: int, height: int, scale: float) -> tuple[Array, Array]:
+    """Nominal coordinates (X, Y) of the pixel centres of a picture ``scale`` times ``width`` by ``height``."""
+    y, x = np.mgrid[0 : round(height * scale), 0 : round(width * scale)].astype(np.float32)
+    return (x + 0.5) / np.float32(scale), (y + 0.5) / np.float32(scale)
 
 
 def smoothstep(low: float, high: float, x: Array | float) -> Array:

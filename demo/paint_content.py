@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from canvas import Canvas, save_picture
-from landscape import HEIGHT, SHORE, WIDTH, lake, mountains, pixels, sky
-from noise import Array, fbm, mix, smoothstep
-from village import afloat, church, foliage, house, jetty, rowing_boat, sailing_boat, shaded, tree
+from landscape import HEIGHT, SHORE, WIDTH, lake, mountains, sky
+from noise import Array, fbm, mix, pixels, smoothstep
+from village import afloat, church, foliage, house, jetty, rowing_hull, rowing_inside, sailing_boat, shaded, tree
 
 COMMITTED = Path(__file__).parents[1] / "impasto" / "demo" / "content.jpg"
 PLASTERS = ((0.93, 0.86, 0.74), (0.86, 0.55, 0.40), (0.90, 0.72, 0.42), (0.76, 0.80, 0.82), (0.88, 0.66, 0.58))
@@ -33,7 +33,13 @@ def paint_village(canvas: Canvas) -> None:
     quay = [(338.0, SHORE + 1), (352.0, SHORE - 5), (WIDTH, SHORE - 5), (WIDTH, SHORE + 1)]
     canvas.polygon(quay, shaded((0.55, 0.48, 0.42), 0.5))
     canvas.limb((352, SHORE - 5), (WIDTH, SHORE - 5), (1.5, 1.5), shaded((0.8, 0.72, 0.6), 1.0))
-    for x, front, side, wall in ((378, 25, 20, 17), (421, 29, 22, 27), (466, 26, 20, 18), (545, 32, 27, 30), (604, 28, 25, 20)):
+    for x, front, side, wall in (
+        (378, 25, 20, 17),
+        (421, 29, 22, 27),
+        (466, 26, 20, 18),
+        (545, 32, 27, 30),
+        (604, 28, 25, 20),
+    ):
         colours = PLASTERS[rng.randint(5)], TILES[rng.randint(4)]
         house(canvas, (x, SHORE - 5), front, side, wall, colours)
     foliage(canvas, (506, SHORE - 12), (9, 9), 1.6, (0.24, 0.36, 0.15), rng)
@@ -63,14 +69,15 @@ def paint_bank(canvas: Canvas, x: Array, y: Array) -> None:
 
 def paint(scale: float) -> Array:
     """The picture at ``scale`` times 640 by 480: (rows, columns, 3), 0 to 1."""
-    x, y = pixels(scale)
+    x, y = pixels(WIDTH, HEIGHT, scale)
     canvas = Canvas(mountains(x, y, sky(x, y)), np.ones_like(x), scale)
     paint_village(canvas)
     canvas.rgb = lake(x, y, canvas.rgb, scale)
     afloat(canvas, 306, lambda layer: sailing_boat(layer, (388, 306), 26, (0.98, 0.95, 0.90)))
     afloat(canvas, 332, lambda layer: sailing_boat(layer, (286, 332), 46, (0.98, 0.93, 0.84)))
     afloat(canvas, 392, lambda layer: jetty(layer, np.random.RandomState(3)), 0.45)
-    afloat(canvas, 421, lambda layer: rowing_boat(layer, (400, 420), 104), 0.85)
+    afloat(canvas, 421, lambda layer: rowing_hull(layer, (400, 420), 104), 0.85)
+    rowing_inside(canvas, (400, 420), 104)
     paint_bank(canvas, x, y)
     tree(canvas, (84, 434), 98, np.random.RandomState(21))
     return canvas.rgb

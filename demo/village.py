@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 from canvas import Canvas, Colour, Point
-from noise import Array, gradient_noise
+from landscape import HEIGHT, WIDTH
+from noise import Array, gradient_noise, pixels
 
 RandomState = np.random.RandomState
 BARK = (0.13, 0.095, 0.085)
@@ -33,7 +35,7 @@ def house(canvas: Canvas, base: Point, front: float, side: float, wall: float, c
     canvas.polygon([(x - side - eave, y - wall + eave), far, ridge, (x - eave, y - wall + eave)], shaded(tiles, 0.9))
     for k in range(1, 5):  # courses of tiles
         t = k / 5
-        left = (far[0] + (x - side - eave - far[0]) * t, far[1] + (wall + rise - wall + eave) * t)
+        left = (far[0] + (x - side - eave - far[0]) * t, far[1] + (rise + eave) * t)
         right = (ridge[0] + (x - eave - ridge[0]) * t, left[1])
         canvas.limb(left, right, (0.5, 0.5), shaded(tiles, 0.25), 0.6)
     canvas.limb(ridge, (x + front + eave, y - wall + eave), (1.6, 1.6), shaded(tiles, 0.1))
@@ -135,17 +137,24 @@ def sailing_boat(canvas: Canvas, base: Point, size: float, sail: Colour) -> None
     canvas.limb((x - 21 * s, y - 5.6 * s), (x + 20 * s, y - 5.6 * s), (1.6 * s, 1.6 * s), (0.96, 0.90, 0.78))
 
 
-def rowing_boat(canvas: Canvas, base: Point, size: float) -> None:
-    """An open boat seen from above its side, ``size`` long, its waterline at ``base``."""
+def rowing_hull(canvas: Canvas, base: Point, size: float) -> None:
+    """The side of an open boat, ``size`` long, its waterline at ``base``: the part that the water reflects."""
+    outline = [(-50, -20), (-38, -1), (-8, 3), (30, 1), (48, -19), (0, -9)]
+    corners = [(base[0] + a * size / 100, base[1] + b * size / 100) for a, b in outline]
+    canvas.polygon(corners, shaded((0.24, 0.58, 0.66), 0.9))
+
+
+def rowing_inside(canvas: Canvas, base: Point, size: float) -> None:
+    """The rim, the thwarts and an oar of the boat whose side is ``rowing_hull``, seen from above."""
     x, y = base
     s = size / 100
     rim = [(-50, -20), (-34, -23), (0, -24), (30, -22), (48, -19), (32, -12), (0, -9), (-30, -12)]
-    canvas.polygon([(x - 50 * s, y - 20 * s), (x - 38 * s, y - s), (x - 8 * s, y + 3 * s), (x + 30 * s, y + s),
-                    (x + 48 * s, y - 19 * s), (x, y - 9 * s)], shaded((0.24, 0.58, 0.66), 0.9))  # fmt: skip
     canvas.polygon([(x + a * s, y + b * s) for a, b in rim], (0.92, 0.84, 0.66))
     canvas.polygon([(x + a * s * 0.91, y + (b + 16.2) * s * 0.78 - 16.2 * s) for a, b in rim], (0.25, 0.16, 0.12))
     for a in (-22, 8, 30):
-        canvas.limb((x + a * s, y - 22 * s), (x + (a - 3) * s, y - 11 * s), (6 * s, 6 * s), shaded((0.7, 0.5, 0.3), 0.9))
+        canvas.limb(
+            (x + a * s, y - 22 * s), (x + (a - 3) * s, y - 11 * s), (6 * s, 6 * s), shaded((0.7, 0.5, 0.3), 0.9)
+        )
     canvas.limb((x - 30 * s, y - 25 * s), (x + 44 * s, y - 13 * s), (2 * s, 2.6 * s), shaded((0.85, 0.64, 0.4), 1.0))
 
 
@@ -159,13 +168,15 @@ def jetty(canvas: Canvas, rng: RandomState) -> None:
     for t in (0.0, 0.16, 0.36, 0.62):
         for rail in (across(far_left, near_left, t), across(far_right, near_right, t)):
             size = 3.2 + 7 * t
-            canvas.limb((rail[0], rail[1] + 5 * size), (rail[0], rail[1] - 3.4 * size), (size, size), (0.17, 0.12, 0.11))
+            canvas.limb(
+                (rail[0], rail[1] + 5 * size), (rail[0], rail[1] - 3.4 * size), (size, size), (0.17, 0.12, 0.11)
+            )
             canvas.limb(
                 (rail[0] - 0.3 * size, rail[1] + 4.6 * size), (rail[0] - 0.3 * size, rail[1] - 3.4 * size),
                 (0.34 * size, 0.34 * size), (0.66, 0.46, 0.30),
             )  # fmt: skip
     edges = (np.linspace(0, 1, 27) ** 1.7).tolist()
-    for t, u in zip(edges[:-1], edges[1:], strict=True):
+    for t, u in pairwise(edges):
         u -= 0.10 * (u - t)
         plank = shaded(np.array([0.64, 0.47, 0.33]) * rng.uniform(0.72, 1.15), rng.uniform(0.65, 0.95))
         corners = [across(far_left, near_left, t), across(far_right, near_right, t)]
@@ -178,11 +189,11 @@ def afloat(canvas: Canvas, waterline: float, draw: Callable[[Canvas], None], dep
     layer = canvas.blank()
     draw(layer)
     scale, (rows, columns) = canvas.scale, canvas.alpha.shape
-    y, x = np.mgrid[0:rows, 0:columns].astype(np.float32) / np.float32(scale)
+    x, y = pixels(WIDTH, HEIGHT, scale)
     below = np.clip(y - waterline, 0, None)
     shift = (0.6 + 0.10 * below) * gradient_noise(x * 0.02, y * 0.35, 300) * 3
     i = np.clip((2 * waterline - y + 0.5 * shift) * scale, 0, rows - 1).astype(np.int32)
     j = np.clip((x + shift) * scale, 0, columns - 1).astype(np.int32)
     strength: Array = (y > waterline) * np.float32(depth) * np.exp(-below / 70)
-    canvas.under(Canvas(layer.rgb[i, j] * np.float32(0.8), layer.alpha[i, j], scale), strength)
-    canvas.under(layer)
+    canvas.cover(Canvas(layer.rgb[i, j] * np.float32(0.8), layer.alpha[i, j], scale), strength)
+    canvas.cover(layer)

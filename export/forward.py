@@ -73,11 +73,12 @@ def _enter(graph: Graph, image: str, weights: Weights, space: PixelSpace, dtype:
     first = weights.convs[0].name
     for name, value in weights.tensors.items():
         if name == f"{first}.weight" and space != weights.convention:
-            kernel = np.empty(value.shape, np.float64)
-            scaled = value.astype(np.float64) * np.reshape(affine.scale, (1, 3, 1, 1))
+            scaled = value * np.reshape(np.asarray(affine.scale), (1, 3, 1, 1))
+            kernel = np.empty_like(scaled)
             kernel[:, list(affine.permutation)] = scaled
-            value = kernel
-        graph.weight(name, value.astype(dtype, copy=False))
+            graph.weight(name, kernel.astype(dtype))
+        else:
+            graph.weight(name, value.astype(dtype, copy=False))
     # y = s·x[p] + o  =  s·(x + o/s, in x's channel order)[p]
     shift = np.zeros(3)
     shift[list(affine.permutation)] = np.divide(affine.offset, affine.scale)

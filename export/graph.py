@@ -6,6 +6,7 @@ deterministically, so the same calls make the same bytes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,15 +68,20 @@ class Graph:
         """Append a node with one output and return the output's name."""
         return self.add_many(op, inputs, [name or self.unique(op.lower())], **attributes)[0]
 
-    def add_many(
-        self, op: str, inputs: Iterable[str], outputs: Sequence[str], **attributes: Any
-    ) -> list[str]:
+    def add_many(self, op: str, inputs: Iterable[str], outputs: Sequence[str], **attributes: Any) -> list[str]:
         """Append a node with named outputs and return their names."""
         for output in outputs:
             self._claim(output)
         node = helper.make_node(op, list(inputs), list(outputs), name=outputs[0], **attributes)
         self.nodes.append(node)
         return list(outputs)
+
+    def append(self, node: onnx.NodeProto) -> None:
+        """Append a node that was made elsewhere, under the names that it has."""
+        for output in node.output:
+            if output:
+                self._claim(output)
+        self.nodes.append(node)
 
     def unique(self, stem: str) -> str:
         """Return a name that no tensor has yet: ``stem``, ``stem.1``, ``stem.2``, …."""
@@ -118,6 +124,16 @@ class Graph:
         )
         helper.set_model_props(model, dict(sorted((metadata or {}).items())))
         return model
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all that the graph computes: nodes, inputs, outputs, and every constant's bytes."""
+        skeleton = _model(self.name, self.nodes, self.inputs, {}, [])
+        digest = hashlib.sha256(skeleton.SerializeToString(deterministic=True))
+        digest.update(repr(self.outputs).encode())
+        for name, value in sorted(self._used_constants().items()):
+            digest.update(f"{name} {value.dtype.str} {value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).data)
+        return digest.hexdigest()
 
     def copy(self, name: str) -> Graph:
         """Return a graph that can grow without changing this one; the arrays are shared."""
@@ -178,9 +194,7 @@ def graph_from_model(model: onnx.ModelProto) -> Graph:
         if node.op_type == "Constant":
             graph.weight(node.output[0], _constant_value(node))
             continue
-        for output in node.output:
-            graph._claim(output) if output else None
-        graph.nodes.append(node)
+        graph.append(node)
     graph.outputs = [value.name for value in model.graph.output]
     return graph
 
@@ -219,9 +233,7 @@ def _value_info(name: str, dtype: np.dtype[Any], shape: Shape | None) -> onnx.Va
 
 def _type_of(value: onnx.ValueInfoProto) -> tuple[np.dtype[Any], Shape]:
     tensor = value.type.tensor_type
-    dims = tuple(
-        d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim
-    )
+    dims = tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim)
     return np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), dims
 
 

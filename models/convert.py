@@ -60,16 +60,17 @@ def _find_backbone(path: Path, shapes: Mapping[str, tuple[int, ...]], given: Bac
             f"weights {str(path)!r} hold no convolution under a known name "
             "(features.0.weight, block1_conv1, conv1_1.weight or conv1_1_W)"
         )
-    misfits = {net.name: _misfit(net, shapes) for net in ([given] if given else BACKBONES.values())}
-    fitting = [name for name, reason in misfits.items() if reason is None]
+    candidates = [given] if given else list(BACKBONES.values())
+    misfits = {net.name: misfit for net in candidates if (misfit := _misfit(net, shapes))}
+    fitting = [net.name for net in candidates if net.name not in misfits]
     if not fitting:
-        # Every backbone has a reason; the one that gets furthest into the file is the one that was meant.
-        name, reason = max(misfits.items(), key=lambda item: item[1][0] if item[1] else 0)
-        raise WeightsError(f"weights {str(path)!r} do not fit {name}: {reason[1] if reason else ''}")
+        # The backbone that gets furthest into the file is the one that was meant.
+        name = max(misfits, key=lambda name: misfits[name][0])
+        raise WeightsError(f"weights {str(path)!r} do not fit {name}: {misfits[name][1]}")
     complete = [name for name in fitting if len(shapes) == 2 * len(BACKBONES[name].convs)]
     if len(complete or fitting) > 1:
         raise UsageError(
-            f"weights {str(path)!r} stop early and could be those of {' or '.join(fitting)}: say which backbone they are"
+            f"weights {str(path)!r} stop early and could be those of {' or '.join(fitting)}: give the backbone"
         )
     return BACKBONES[(complete or fitting)[0]]
 
@@ -89,9 +90,10 @@ def _misfit(net: Backbone, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, 
         if shape != wanted[name]:
             return fits, f"{key!r} has shape {shape}, must be {wanted[name]}" + (" (OIHW)" if len(shape) == 4 else "")
         found[name] = key
-    # Weights may stop after any convolution, but not skip one: Weights itself says which is missing.
-    missing = next((name for name in list(wanted)[: len(found)] if name not in found), None)
-    return (len(found), f"{missing!r} is missing") if missing or len(found) % 2 else None
+    # Weights may stop after any convolution, but neither skip one nor lack a bias.
+    expected = list(wanted)[: len(found) + len(found) % 2]
+    missing = next((name for name in expected if name not in found), None)
+    return (len(found), f"tensor {missing!r} is missing") if missing else None
 
 
 def _shapes(conv: Conv) -> dict[str, tuple[int, ...]]:

@@ -40,9 +40,9 @@ class Persistent:
 def read_pickle(file: IO[bytes]) -> Any:
     """Read one pickle from the file's position on, and leave the position just after it.
 
-    Returns None, bool, int, float, str, tuple, list, dict, `Global`, `Call` and `Persistent` objects. Raises `ValueError` for a
-    pickle that ends early, is malformed, has keys other than text, or uses any other opcode. The caller bounds the
-    file's size, and with it the memory used.
+    Returns None, bool, int, float, str, tuple, list, dict, `Global`, `Call` and `Persistent` objects. Raises
+    `ValueError` for a pickle that ends early, is malformed, has keys other than text, or uses any other opcode. The
+    caller bounds the file's size, and with it the memory used.
     """
     machine = _Machine()
     try:

@@ -96,7 +96,8 @@ class SafetensorsFile:
         self._path = path
         with _damage(path, "safetensors file"), safe_open(path, framework="numpy") as file:
             self.shapes: Mapping[str, tuple[int, ...]] = {
-                key: tuple(file.get_slice(key).get_shape()) for key in file.keys()  # noqa: SIM118 (not a dict)
+                key: tuple(file.get_slice(key).get_shape())
+                for key in file.keys()  # noqa: SIM118 (not a dict)
             }
 
     def read(self, key: str) -> NDArray[Any]:
@@ -121,7 +122,7 @@ class KerasFile:
         self._datasets: dict[str, str] = {}
         shapes = {}
         with self._open() as file:
-            root = file["model_weights"] if "model_weights" in file else file
+            root = file.get("model_weights", file)
             for layer in root:
                 if not re.fullmatch(r"block\d_conv\d", layer):
                     continue
@@ -157,7 +158,6 @@ class KerasFile:
 
 
 def _datasets(group: Any) -> list[Any]:
-    # visititems follows hard links only, so that a file cannot lead to another.
     import h5py
 
     found: list[Any] = []

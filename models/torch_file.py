@@ -173,7 +173,9 @@ def _view(key: str, value: Any) -> _View:
             name in _TENSOR_CALLS
         ):
             return _View(_storage(key, storage), offset, size, stride)
-        case Call(name="torch.FloatTensor", args=(), state=(Persistent(id=storage), offset, tuple(size), tuple(stride))):
+        case Call(
+            name="torch.FloatTensor", args=(), state=(Persistent(id=storage), offset, tuple(size), tuple(stride))
+        ):
             return _View(_storage(key, storage), offset, size, stride)
         case Call(name=name, args=(Call() as data, *_)) if name in _PARAMETER_CALLS:
             return _view(key, data)

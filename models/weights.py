@@ -98,8 +98,11 @@ def load_weights(path: str | Path, name: str | None = None) -> Weights:
             tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
     except FileNotFoundError:
         raise WeightsError(f"weights {str(path)!r} do not exist: give a file, or a name") from None
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise WeightsError(f"weights {str(path)!r} are not a readable safetensors file: {error}") from None
+    # TypeError: a type that NumPy lacks, such as bfloat16.
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"weights {str(path)!r} are not a readable safetensors file: {error} (impasto weights convert reads others)"
+        ) from None
     for field, known in (("backbone", BACKBONES), ("convention", CONVENTIONS)):
         if metadata.get(field) not in known:
             raise WeightsError(
@@ -130,7 +133,9 @@ def save_weights(weights: Weights, path: str | Path) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(f"no space left for weights {str(path)!r}: free some, or choose another folder") from None
+            raise StorageError(
+                f"no space left for weights {str(path)!r}: free some, or choose another folder"
+            ) from None
         raise OutputError(f"cannot write weights {str(path)!r}: {error.strerror or error}") from None
 
 

@@ -10,8 +10,8 @@ An engine appears and disappears by renaming its folder, so a reader sees all of
 and stay: removing one would split those that wait on it from those that come later.
 
 Some kinds of engine are executable code. So nothing is taken from a folder that another user owns or can enter, or
-through a link, and every file's SHA-256 is compared on every use: a 150 MB engine takes 0.1 s with SHA instructions
-and 0.4 s without, less than loading it does.
+through a link, and every file's SHA-256 is compared on every use. Measured on 144 MiB: 0.11 s with the CPU's SHA
+instructions, 0.32 s without, where ONNX Runtime takes 0.15 s to load that engine.
 """
 
 from __future__ import annotations
@@ -140,10 +140,11 @@ class EngineCache:
         if key.digest in self._private:
             return self._private[key.digest][0]
         try:
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                self.root.mkdir(mode=0o700, parents=True)
             _require_private(self.root)
         except (OSError, EngineError) as error:
-            return self._build_outside(key, build, error)
+            return self._build_outside(key, build, str(error))
         try:
             self._sweep()
             folder = self.get(key)
@@ -152,7 +153,7 @@ class EngineCache:
             with self._lock(key.digest, wait=True):
                 folder = self._settled(key) or self._build_inside(key, build)
         except (OSError, StorageError) as error:
-            return self._build_outside(key, build, error)
+            return self._build_outside(key, build, str(error))
         self.prune(keep=[key])
         return folder
 
@@ -232,7 +233,7 @@ class EngineCache:
             _delete(workspace)
         return folder
 
-    def _build_outside(self, key: EngineKey, build: Callable[[Path], None], reason: Exception) -> Path:
+    def _build_outside(self, key: EngineKey, build: Callable[[Path], None], reason: str) -> Path:
         _logger.warning("engine cache not used, building into a temporary folder: %s", reason)
         try:
             folder = Path(tempfile.mkdtemp(prefix="impasto-engine-"))

@@ -24,7 +24,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 # microcode; only those that name computing instructions decide what a compiler or a layout optimiser emits.
 _COMPUTING_FLAG = re.compile(
     r"sse|ssse|avx|fma|f16c|bmi|amx|gfni|vaes"  # x86
-    r"|asimd|neon|fp$|fphp|sve|sme(?!p)|i8mm|bf16|dotprod"  # Arm; smep is x86, and no such thing
+    r"|asimd|neon|fp$|fphp|sve|sme(?!p)|i8mm|bf16|dotprod"  # Arm (smep is an x86 protection)
     r"|rv\d"  # RISC-V: one word holds all extensions
 )
 

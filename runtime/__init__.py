@@ -1,0 +1,1 @@
+"""What a service embeds: backends, plans, solvers, the loop, pictures, presets and jobs."""

@@ -73,9 +73,11 @@ def check_writable(path: str | os.PathLike[str], overwrite: bool = False) -> Non
 def _target(path: str | os.PathLike[str], overwrite: bool) -> Path:
     """Return the file that the path leads to, having checked all that can be seen without writing."""
     shown = repr(os.fspath(path))
-    target = Path(os.path.realpath(path))
     try:
+        target = Path(os.path.realpath(path))
         mode = target.stat().st_mode
+    except ValueError as error:  # a NUL character, or one that the file system's encoding lacks
+        raise OutputError(f"output {shown} is no possible name ({error}): choose another") from None
     except FileNotFoundError:
         target.parent.stat()
         return target

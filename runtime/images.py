@@ -97,8 +97,8 @@ def to_uint8(picture: Pixels) -> ByteArray:
         return picture.astype(np.uint8, copy=False)
     if not np.isfinite(picture).all():
         raise ImageError("the picture holds values that are not finite (NaN or infinity): it cannot be encoded")
-    levels = np.clip(picture, 0.0, 1.0) * 255.0
-    return np.rint(levels).astype(np.uint8)
+    levels: ByteArray = np.rint(np.clip(picture, 0.0, 1.0) * 255.0).astype(np.uint8)
+    return levels
 
 
 @functools.cache

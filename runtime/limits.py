@@ -20,7 +20,8 @@ class Limits:
     max_file_bytes: int | None = 256 * 2**20
     """Size of one picture's file, in bytes."""
 
-    max_pixels: int | None = 100_000_000
+    # Below 89 478 485, from where on some of Pillow's plugins warn.
+    max_pixels: int | None = 80_000_000
     """Width × height of one input picture, known from its header before any pixel is decoded."""
 
     max_long_side: int | None = 8192

@@ -237,6 +237,13 @@ def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Ima
 
 
 def _transformed(image: Image.Image, source: ImageCms.ImageCmsProfile, target: ImageCms.ImageCmsProfile) -> Image.Image:
+    if image.mode == "L":
+        # LittleCMS tabulates a grey curve at a few points, which is off by up to ten levels in the darks: convert each
+        # of the 256 greys exactly, once.
+        levels = Image.fromarray(np.arange(256, dtype=np.uint8)[np.newaxis])
+        exact = ImageCms.Flags.NOOPTIMIZE
+        table = ImageCms.profileToProfile(levels, source, target, outputMode="RGB", flags=exact)
+        return Image.fromarray(np.asarray(table)[0][np.asarray(image)])
     converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
     assert converted is not None  # None is for conversions in place
     return converted
@@ -266,11 +273,13 @@ def _unit_values(array: NDArray[Any], name: str) -> FloatArray:
         raise ImageError(f"picture {name!r} holds values that are not finite (NaN or infinity): replace them")
     if low < -_ROUNDING or high > 1 + _ROUNDING:
         raise ImageError(f"picture {name!r} holds floats in {low:g}–{high:g}: scale them to 0–1, or give uint8")
-    return np.clip(array, 0.0, 1.0).astype(np.float32)
+    values: FloatArray = np.clip(array, 0.0, 1.0).astype(np.float32)
+    return values
 
 
 def _bytes_to_unit(image: Image.Image) -> FloatArray:
-    return _unit_values(np.asarray(image), "")
+    values: FloatArray = np.asarray(image).astype(np.float32) / np.float32(255)
+    return values
 
 
 def _grey_to_rgb(grey: FloatArray) -> FloatArray:

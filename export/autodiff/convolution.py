@@ -31,9 +31,7 @@ def conv(node: Node, dy: str) -> Cotangents:
     if strides == [1] * rank and min(turned) >= 0:
         group = int(node.attributes.get("group", 1))
         flipped = _flipped(node, weight, rank, group)
-        dx = node.add(
-            "Conv", dy, flipped, kernel_shape=sizes, pads=turned, dilations=dilations, group=group
-        )
+        dx = node.add("Conv", dy, flipped, kernel_shape=sizes, pads=turned, dilations=dilations, group=group)
         return [dx, *rest]
     spread = node.add(
         "ConvTranspose",

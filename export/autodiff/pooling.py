@@ -93,9 +93,7 @@ def _window(node: Node) -> tuple[tuple[int, int], int, list[int]]:
     return (height, width), strides[0], node.explicit_pads(2)
 
 
-def _pad_for_windows(
-    node: Node, x: str, kernel: tuple[int, int], stride: int, pads: list[int]
-) -> str:
+def _pad_for_windows(node: Node, x: str, kernel: tuple[int, int], stride: int, pads: list[int]) -> str:
     """Surround x by -∞ as the forward pool does; ceil mode may look up to stride - 1 further."""
     beyond = stride - 1 if node.attributes.get("ceil_mode", 0) else 0
     if not any(pads) and not beyond:
@@ -115,9 +113,7 @@ def _every(node: Node, x: str, y: str, offset: tuple[int, int], stride: int) -> 
     else:
         reach = node.add("Mul", node.add("Shape", y, start=2), node.ints(stride))
         ends = node.add("Add", reach, node.ints(*last))
-    return node.add(
-        "Slice", x, node.ints(row, column), ends, node.ints(2, 3), node.ints(stride, stride)
-    )
+    return node.add("Slice", x, node.ints(row, column), ends, node.ints(2, 3), node.ints(stride, stride))
 
 
 def _weave(
@@ -128,7 +124,9 @@ def _weave(
     Returns the grid, and its height and width where they are known.
     """
     spare = [(k - 1) // stride for k in kernel]  # how far, in windows, the largest offset reaches
-    size = [None if n is None else (n + m) * stride for n, m in zip(node.shape(node.outputs[0])[2:], spare, strict=True)]
+    size = [
+        None if n is None else (n + m) * stride for n, m in zip(node.shape(node.outputs[0])[2:], spare, strict=True)
+    ]
     phases: list[str] = []
     for phase in product(range(stride), repeat=2):
         total: str | None = None

@@ -101,9 +101,7 @@ def _unpad(node: Node, dy: str, axis: int, before: int, after: int, mode: str) -
     return inner
 
 
-def _fold(
-    node: Node, inner: str, rim: str, axis: int, width: int, mode: str, at_end: bool
-) -> str:
+def _fold(node: Node, inner: str, rim: str, axis: int, width: int, mode: str, at_end: bool) -> str:
     """Add a rim of the cotangent to the elements that it was copied from."""
     if mode == "edge":
         rim = node.add("ReduceSum", rim, node.ints(axis), keepdims=1)

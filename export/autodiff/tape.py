@@ -168,9 +168,7 @@ class Node:
             raise self.error(f"auto_pad={automatic} is not covered: give explicit pads")
         return list(self.attributes.get("pads", [0] * (2 * rank)))
 
-    def window_like(
-        self, x: str, like: str, start: Sequence[int], size: Sequence[int | None], slack: int
-    ) -> str:
+    def window_like(self, x: str, like: str, start: Sequence[int], size: Sequence[int | None], slack: int) -> str:
         """Cut from ``x``, beginning at ``start`` of the spatial axes, what has the spatial size of ``like``.
 
         ``size`` is x's own spatial size where it is known. x may end up to ``slack`` rows and columns early, where
@@ -182,10 +180,7 @@ class Node:
         static = None not in ends and None not in size
         if static and not any(start) and list(size) == ends:
             return x
-        missing = [
-            max(0, e - s) if s is not None and e is not None else slack
-            for s, e in zip(size, ends, strict=True)
-        ]
+        missing = [max(0, e - s) if s is not None and e is not None else slack for s, e in zip(size, ends, strict=True)]
         if any(missing):
             x = self.add("Pad", x, self.ints(*[0] * (4 + rank), *missing))
         if static:

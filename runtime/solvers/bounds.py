@@ -53,12 +53,12 @@ class Bounds:
                 project(blocks, np.asarray(side, dtype=np.float32)[:, None], out=blocks)
 
     def arrays(self, size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return low and high, float64 of that size, infinite where a side is open; raise as `clamp` does."""
+        """Return low and high, float32 numbers as float64 of that size, infinite where open; raise as `clamp` does."""
         sides = (self.low or (-math.inf,), self.high or (math.inf,))
         for side in sides:
             self._check(side, size)
-        low, high = (np.repeat(np.asarray(side, dtype=np.float64), size // len(side)) for side in sides)
-        return low, high
+        low, high = (np.repeat(np.asarray(side, dtype=np.float32), size // len(side)) for side in sides)
+        return low.astype(np.float64), high.astype(np.float64)
 
     def _check(self, side: tuple[float, ...], size: int) -> None:
         require(size % len(side) == 0, f"bounds: {len(side)} values for {size} elements; give a divisor of that")

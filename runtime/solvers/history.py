@@ -42,12 +42,14 @@ class History:
     @property
     def step(self) -> FloatArray:
         """Where the caller writes the next pair's s."""
-        return self._rows[2 * self._spare]
+        row: FloatArray = self._rows[2 * self._spare]
+        return row
 
     @property
     def change(self) -> FloatArray:
         """Where the caller writes the next pair's y: the next direction's gradient minus the last direction's."""
-        return self._rows[2 * self._spare + 1]
+        row: FloatArray = self._rows[2 * self._spare + 1]
+        return row
 
     def curvature(self) -> tuple[float, float, float]:
         """Return s·y, s·s and y·y of the pair last written."""

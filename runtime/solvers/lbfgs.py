@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,41 +58,96 @@ class LBFGS:
         failures.passed(evaluation, 0)
         if not evaluation.gradient.any():
             return
-        # Everything below works on loss and gradient times this: exact, and safe from float32's ends.
-        scale = power_of_two_scale(evaluation.gradient)
-        gradient, loss = evaluation.gradient * np.float32(scale), evaluation.loss * scale
-        trial, direction, kept = np.empty_like(x), np.empty_like(x), np.empty_like(x)
+        line = _Line(x, evaluation.gradient)
+        loss = lowest = evaluation.loss * line.scale
         history = History(min(self.history, self.iterations), x.size)
-        lowest, stalled, first_pair = loss, 0, True
+        iteration, stalled, paired = 1, 0, False
 
-        iteration = 1
         while iteration <= self.iterations and stalled < _MAX_STALLED:
-            history.direction(gradient, out=direction)
-            slope = float(gradient @ direction)
-            first = self.first_step / largest(direction) if first_pair else 1.0
-            step = None
-            if slope < 0:
-                search = strong_wolfe(Point(0.0, loss, slope), first, self.c1, self.c2, self.max_line_search)
-                low, tried = loss, next(search)
-                while True:
-                    np.multiply(direction, np.float32(tried), out=trial)
-                    trial += x
-                    evaluation = yield Trial(trial, iteration)
-                    point = self._point(tried, evaluation, direction, scale, failures.passed(evaluation, iteration))
-                    try:
-                        following = search.send(point)
-                    except StopIteration as end:
-                        step = end.value
-                        break
-                    if point.loss < low:
-                        # The search may come back to the lowest point, when its gradient will be gone.
-                        low = point.loss
-                        np.copyto(kept, evaluation.gradient)
-                    tried = following
-            if step is None:
+            history.direction(line.gradient, out=line.direction)
+            first = 1.0 if paired else self.first_step / largest(line.direction)
+            found = yield from self._search(line, loss, first, iteration, failures)
+            if found is None:
                 if len(history) == 0:
                     if failures.in_a_row:
                         failures.give_up(iteration)
                     return
                 history.clear()
                 continue
+            loss = found
+            line.pair(history.step, history.change)
+            sy, ss, yy = history.curvature()
+            if sy > _MIN_COSINE * math.sqrt(ss * yy) > 0:
+                history.keep()
+                paired = True
+            line.advance()
+            if not line.gradient.any():
+                return
+            stalled = 0 if loss < lowest else stalled + 1
+            lowest = min(loss, lowest)
+            iteration += 1
+
+    def _search(
+        self, line: _Line, loss: float, first: float, iteration: int, failures: Failures
+    ) -> Generator[Trial, Evaluation, float | None]:
+        """Search along the line; leave its trial where the step is to go and return the loss there, None if nowhere."""
+        origin = Point(0.0, loss, line.slope(line.gradient))
+        if not origin.slope < 0:
+            return None  # rounding has spoilt the direction
+        search = strong_wolfe(origin, first, self.c1, self.c2, self.max_line_search)
+        lowest, step = origin, next(search)
+        while True:
+            line.move(step)
+            evaluation = yield Trial(line.trial, iteration)
+            point = Point(step, math.inf, math.nan)
+            if failures.passed(evaluation, iteration):
+                line.receive(evaluation.gradient)
+                point = Point(step, evaluation.loss * line.scale, line.slope(line.trial_gradient))
+            try:
+                step = search.send(point)
+            except StopIteration as end:
+                chosen: float | None = end.value
+                break
+            if point.loss < lowest.loss:
+                # The search may come back to its lowest point.
+                lowest = point
+                np.copyto(line.kept_gradient, line.trial_gradient)
+        if chosen is None or chosen == point.step:
+            return None if chosen is None else point.loss
+        line.move(chosen)
+        np.copyto(line.trial_gradient, line.kept_gradient)
+        return lowest.loss
+
+
+class _Line:
+    """The vectors of a line search: from x along the direction to a trial, with the scaled gradients at both."""
+
+    def __init__(self, x: FloatArray, gradient: FloatArray) -> None:
+        # Loss and gradient are used times a power of two: exact, and safe from the ends of float32's range.
+        self.scale = power_of_two_scale(gradient)
+        self.x, self.gradient = x, gradient * np.float32(self.scale)
+        self.direction, self.trial = np.empty_like(x), np.empty_like(x)
+        self.trial_gradient, self.kept_gradient = np.empty_like(x), np.empty_like(x)
+
+    def move(self, step: float) -> None:
+        """Put the trial at that step."""
+        np.multiply(self.direction, np.float32(step), out=self.trial)
+        self.trial += self.x
+
+    def receive(self, gradient: FloatArray) -> None:
+        """Take the trial's gradient."""
+        np.multiply(gradient, np.float32(self.scale), out=self.trial_gradient)
+
+    def slope(self, gradient: FloatArray) -> float:
+        """Return the slope, scaled loss per unit of step, where the scaled gradient is that."""
+        return float(gradient @ self.direction)
+
+    def pair(self, step: FloatArray, change: FloatArray) -> None:
+        """Write the step to the trial, as x took it after rounding, and the gradient's change over it."""
+        np.subtract(self.trial, self.x, out=step)
+        np.subtract(self.trial_gradient, self.gradient, out=change)
+
+    def advance(self) -> None:
+        """Make the trial the point to go on from."""
+        self.x, self.trial = self.trial, self.x
+        self.gradient, self.trial_gradient = self.trial_gradient, self.gradient

@@ -1,0 +1,100 @@
+"""The part that all backends share which execute ONNX graphs: what to export, and what to keep warm."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import numpy as np
+
+from impasto.errors import UnknownNameError
+from impasto.export.graph import Graph
+from impasto.export.objective import Objective
+from impasto.export.statistics import statistics_graph
+from impasto.models.conventions import pixel_space
+from impasto.models.weights import Weights
+from impasto.runtime.backends.protocol import PLANS, Plan
+from impasto.runtime.plans.fused import FusedPlan
+from impasto.runtime.plans.session import Session
+from impasto.runtime.plans.sliced import SlicedPlan, SliceSessions
+from impasto.runtime.problem import Evaluator, FloatArray, Problem
+
+_WARM = 3
+"""How many sessions are kept: of one job, the objective's and those that measured content and style."""
+
+
+class GraphBackend(ABC):
+    """A backend that compiles and runs ONNX graphs; subclasses say how."""
+
+    name: str
+    precision: str
+
+    def __init__(self) -> None:
+        self._warm: OrderedDict[Hashable, Any] = OrderedDict()
+
+    @abstractmethod
+    def compile(self, graph: Graph) -> Session:
+        """Return a session that runs the graph."""
+
+    @abstractmethod
+    def versions(self) -> dict[str, str]:
+        """Return the versions of the packages that results depend on."""
+
+    def measure(
+        self, weights: Weights, objective: Objective, image: FloatArray, content: tuple[str, ...], style: tuple[str, ...]
+    ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+        """Measure targets, as `Backend.measure` says."""
+        shape = (image.shape[2], image.shape[3])
+
+        def make() -> Session:
+            graph = statistics_graph(
+                weights,
+                content,
+                style,
+                pooling=objective.pooling,
+                space=pixel_space(objective.convention),
+                shape=shape,
+            )
+            return self.compile(graph)
+
+        key = ("measure", weights.sha256, objective.pooling, objective.convention, content, style, shape)
+        outputs = self._kept(key, make).run({"image": image})
+        grams = {}
+        for tap in style:
+            stride = weights.backbone.stride(tap)
+            grams[tap] = outputs[f"style.{tap}"] / np.float32((shape[0] // stride) * (shape[1] // stride))
+        return {tap: outputs[f"content.{tap}"] for tap in content}, grams
+
+    def prepare(self, problem: Problem, plan: Plan) -> Evaluator:
+        """Return an evaluator, as `Backend.prepare` says."""
+        objective, weights = problem.objective, problem.weights
+        structure = (
+            weights.sha256,
+            tuple(objective.content),
+            tuple(objective.style),
+            objective.tv_form if objective.tv else None,
+            objective.pooling,
+            objective.convention,
+            problem.shape,
+        )
+        if plan == "fused":
+            session: Session = self._kept(("fused", structure), lambda: FusedPlan.compile(problem, self.compile))
+            return FusedPlan(problem, session)
+        if plan == "sliced":
+            slices: SliceSessions = self._kept(("sliced", structure), lambda: SlicedPlan.compile(problem, self.compile))
+            return SlicedPlan(problem, slices)
+        raise UnknownNameError("plan", plan, PLANS)
+
+    def close(self) -> None:
+        """Free the sessions that were kept warm."""
+        self._warm.clear()
+
+    def _kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        if key not in self._warm:
+            while len(self._warm) >= _WARM:
+                self._warm.popitem(last=False)
+            self._warm[key] = make()
+        self._warm.move_to_end(key)
+        return self._warm[key]

@@ -1,0 +1,56 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from impasto.errors import GraphError
+from impasto.export.graph import Graph
+from impasto.optimize.cache import EngineCache
+from impasto.optimize.onnxruntime import build_session, version
+from impasto.runtime.backends.graphs import GraphBackend
+from impasto.runtime.plans.session import Session
+
+
+class OnnxRuntimeBackend(GraphBackend):
+    """Runs graphs by ONNX Runtime's CPU provider in float32; engines come from ``cache`` if one is given."""
+
+    name = "onnxruntime"
+    precision = "fp32"
+
+    def __init__(self, cache: EngineCache | None = None, threads: int | None = None) -> None:
+        """Raise `UnavailableError` where ONNX Runtime is not installed."""
+        super().__init__()
+        version()
+        self._cache = cache
+        self._threads = threads
+
+    def compile(self, graph: Graph) -> Session:
+        """Return a session for the graph, from the engine cache if it is there."""
+        return _Session(graph, build_session(graph, self._cache, self._threads))
+
+    def versions(self) -> dict[str, str]:
+        """Return ONNX Runtime's version and ONNX's."""
+        import onnx
+
+        return {"onnxruntime": version(), "onnx": str(onnx.__version__)}
+
+
+class _Session:
+    def __init__(self, graph: Graph, session: Any) -> None:
+        self._name = graph.name
+        self._outputs = list(graph.outputs)
+        self._session = session
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the graph once."""
+        contiguous = {name: np.require(value, requirements="C") for name, value in inputs.items()}
+        try:
+            values = self._session.run(self._outputs, contiguous)
+        except Exception as cause:  # ONNX Runtime's exceptions have no common base class
+            raise GraphError(f"ONNX Runtime cannot run {self._name!r}: {str(cause).splitlines()[0]}") from cause
+        return dict(zip(self._outputs, values, strict=True))

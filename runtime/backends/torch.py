@@ -1,0 +1,140 @@
+"""The torch reference: the same objective by PyTorch's own autograd, written from the recipes' formulas.
+
+It shares with the graphs the layer tables and the recipe's numbers, and nothing of how they are computed: this is
+what every other backend is tested against.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from impasto.errors import UsageError
+from impasto.export.objective import Objective
+from impasto.models.conventions import pixel_space
+from impasto.models.reference import Reference
+from impasto.models.weights import Weights
+from impasto.runtime.backends.protocol import Plan
+from impasto.runtime.problem import Evaluator, FloatArray, Losses, Problem
+
+
+class TorchBackend:
+    """Runs the reference on the CPU; float64 if asked, otherwise float32."""
+
+    name = "torch"
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.precision = {torch.float32: "fp32", torch.float64: "fp64"}[dtype]
+        self._dtype = dtype
+
+    def measure(
+        self, weights: Weights, objective: Objective, image: FloatArray, content: tuple[str, ...], style: tuple[str, ...]
+    ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+        """Measure targets, as `Backend.measure` says."""
+        network = _network(weights, objective, (*content, *style), self._dtype)
+        with torch.no_grad():
+            taps = network(torch.from_numpy(image).to(self._dtype))
+            grams = {tap: _gram(taps[tap]) / (taps[tap].shape[2] * taps[tap].shape[3]) for tap in style}
+        return {tap: _numpy(taps[tap]) for tap in content}, {tap: _numpy(gram) for tap, gram in grams.items()}
+
+    def prepare(self, problem: Problem, plan: Plan) -> Evaluator:
+        """Return an evaluator by autograd, which is one plan: fused."""
+        if plan != "fused":
+            raise UsageError(f"backend torch has no plan {plan!r}: choose fused, or backend onnxruntime")
+        return _Evaluator(problem, self._dtype)
+
+    def versions(self) -> dict[str, str]:
+        """Return torch's version."""
+        return {"torch": torch.__version__}
+
+    def close(self) -> None:
+        """Nothing is kept."""
+
+
+class _Evaluator:
+    def __init__(self, problem: Problem, dtype: torch.dtype) -> None:
+        self._objective = problem.objective
+        self._dtype = dtype
+        self._network = _network(problem.weights, problem.objective, problem.objective.taps, dtype)
+        self._targets = problem.targets
+        self._content = {k: torch.from_numpy(v).to(dtype) for k, v in problem.targets.content.items()}
+        self._style = {k: torch.from_numpy(v).to(dtype) for k, v in problem.targets.style.items()}
+
+    def evaluate(self, image: FloatArray) -> Losses:
+        """Return losses and gradient, as `Evaluator.evaluate` says."""
+        x = torch.from_numpy(image).to(self._dtype).requires_grad_()
+        taps = self._network(x)
+        objective = self._objective
+        terms = {}
+        for tap, weight in objective.content.items():
+            terms[f"content.{tap}"] = weight * _content_loss(objective, taps[tap], self._content[tap])
+        for tap, weight in objective.style.items():
+            count = self._targets.style_positions[tap]
+            terms[f"style.{tap}"] = weight * _style_loss(objective, taps[tap], self._style[tap], count, x)
+        if objective.tv:
+            terms["tv"] = objective.tv * _total_variation(objective, x)
+        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+        assert x.grad is not None
+        return Losses({name: float(value.detach()) for name, value in terms.items()}, _numpy(x.grad))
+
+
+def _network(weights: Weights, objective: Objective, taps: tuple[str, ...], dtype: torch.dtype) -> Reference:
+    return Reference(weights, taps, objective.pooling, pixel_space(objective.convention), dtype)
+
+
+def _gram(features: torch.Tensor) -> torch.Tensor:
+    flat = features.flatten(2)[0]
+    return flat @ flat.T
+
+
+def _content_loss(objective: Objective, features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    squares = (features - target).square()
+    match objective.content_norm:
+        case "mean":
+            return squares.mean()
+        case "sum":
+            return squares.sum()
+        case "half-sum":
+            return squares.sum() / 2
+        case "relative":
+            return squares.sum() / target.square().sum()
+
+
+def _style_loss(
+    objective: Objective, features: torch.Tensor, target: torch.Tensor, target_positions: int, image: torch.Tensor
+) -> torch.Tensor:
+    channels, positions = features.shape[1], features.shape[2] * features.shape[3]
+    over, target_over = {
+        "positions": (positions, target_positions),
+        "elements": (channels * positions, channels * target_positions),
+        "none": (1, 1),
+    }[objective.gram_norm]
+    gram, target = _gram(features) / over, target * target_positions / target_over
+    squares = (gram - target).square()
+    match objective.style_norm:
+        case "sum":
+            return squares.sum()
+        case "mean":
+            return squares.mean()
+        case "gatys":
+            return squares.sum() / (4 * channels**2 * positions**2)
+        case "image":
+            return squares.sum() / (4 * 3**2 * (image.shape[2] * image.shape[3]) ** 2)
+        case "relative":
+            return squares.sum() / target.square().sum()
+
+
+def _total_variation(objective: Objective, image: torch.Tensor) -> torch.Tensor:
+    dy, dx = image.diff(dim=2), image.diff(dim=3)
+    match objective.tv_form:
+        case "squared":
+            return (dx.square().sum() + dy.square().sum()) / 2
+        case "absolute":
+            return dx.abs().sum() + dy.abs().sum()
+        case "power":
+            return (dx[:, :, :-1].square() + dy[:, :, :, :-1].square()).pow(1.25).sum()
+
+
+def _numpy(tensor: torch.Tensor) -> FloatArray:
+    array: FloatArray = tensor.detach().float().numpy()
+    return array
+

@@ -1,0 +1,110 @@
+"""Adam."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from impasto.models.conventions import FloatArray
+from impasto.runtime.solvers.bounds import Bounds
+from impasto.runtime.solvers.fixed_step import fixed_step
+from impasto.runtime.solvers.protocol import Trials, flat_copy, power_of_two_scale, require
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam (Kingma & Ba, arXiv:1412.6980) by the formula of ``torch.optim.Adam``, without its weight decay.
+
+    ``m ← β₁m + (1−β₁)g``, ``v ← β₂v + (1−β₂)g²``, ``x ← x − lr/(1−β₁ᵗ) · m / (√(v/(1−β₂ᵗ)) + ε)``, in float32.
+    Departure: ε is ``eps`` times the root mean square of the first gradient (torch: ``eps`` itself), so that the
+    iterates do not depend on the loss's scale. Where gradients are near 1 the two are equal.
+
+    ``decay`` holds ``(iterations, rate)`` pairs: once that many iterations are done, the learning rate is that, and the
+    moments start afresh (the cs231n notebook, whose 3.0 falls to 0.1 so, makes a new optimiser there). With ``bounds``
+    the start and every iterate are clamped; with ``bounds_until`` k only the iterates before number k (cs231n clamps
+    before number 190 of 200). After a failed evaluation the moments start afresh too, and all later steps are halved.
+    Ends early only where the gradient is exactly zero. Memory: 7 vectors.
+
+    Raises `impasto.errors.UsageError` for settings that cannot work.
+    """
+
+    iterations: int
+    learning_rate: float
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    decay: tuple[tuple[int, float], ...] = ()
+    bounds: Bounds | None = None
+    bounds_until: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.iterations >= 1, f"iterations is {self.iterations}: give at least 1")
+        require(0 < self.learning_rate < math.inf, f"learning_rate is {self.learning_rate}: give a positive number")
+        require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, f"betas are {self.beta1}, {self.beta2}: give 0 ≤ β < 1")
+        require(0 < self.eps < math.inf, f"eps is {self.eps}: give a positive number")
+        # From JSON the pairs come as lists.
+        object.__setattr__(self, "decay", tuple((after, rate) for after, rate in self.decay))
+        for after, rate in self.decay:
+            require(after >= 1 and 0 < rate < math.inf, f"decay has {(after, rate)}: give (iterations ≥ 1, rate > 0)")
+        starts = [after for after, _ in self.decay]
+        require(starts == sorted(set(starts)), f"decay starts at {starts}: give increasing iterations")
+        require(
+            self.bounds_until is None or self.bounds is not None, "bounds_until without bounds: give both or neither"
+        )
+
+    def minimise(self, start: FloatArray) -> Trials:
+        """Yield trials and be sent evaluations, as `impasto.runtime.solvers.protocol.Solver` describes."""
+        x = flat_copy(start)
+        self.clamp(x, 0)
+        yield from fixed_step(x, self.iterations, lambda gradient: _Moments(self, gradient))
+
+    def clamp(self, x: FloatArray, iteration: int) -> None:
+        """Clamp iterate number ``iteration`` in place, where it is to be."""
+        if self.bounds is not None and (self.bounds_until is None or iteration < self.bounds_until):
+            self.bounds.clamp(x)
+
+
+class _Moments:
+    """Adam's running moments, of gradients scaled by a power of two so that their squares stay in float32's range."""
+
+    def __init__(self, settings: Adam, first: FloatArray) -> None:
+        self._settings = settings
+        self._rates = dict(settings.decay)
+        self._rate = settings.learning_rate
+        self._scale = np.float32(power_of_two_scale(first))
+        self._m, self._v = np.zeros_like(first), np.zeros_like(first)
+        self._steps = 0
+        self._gradient = first * self._scale
+        self._denominator = np.square(self._gradient)
+        self._eps = settings.eps * math.sqrt(float(self._denominator.mean(dtype=np.float64)))
+
+    def restart(self) -> None:
+        self._m.fill(0)
+        self._v.fill(0)
+        self._steps = 0
+
+    def step(self, x: FloatArray, gradient: FloatArray, iteration: int, shrink: float) -> None:
+        settings = self._settings
+        if iteration - 1 in self._rates:
+            self._rate = self._rates[iteration - 1]
+            self.restart()
+        self._steps += 1
+        scaled, denominator = self._gradient, self._denominator
+        np.multiply(gradient, self._scale, out=scaled)
+        np.square(scaled, out=denominator)
+        denominator *= np.float32(1 - settings.beta2)
+        self._v *= np.float32(settings.beta2)
+        self._v += denominator
+        scaled *= np.float32(1 - settings.beta1)
+        self._m *= np.float32(settings.beta1)
+        self._m += scaled
+        np.sqrt(self._v, out=denominator)
+        denominator /= np.float32(math.sqrt(1 - settings.beta2**self._steps))
+        denominator += np.float32(self._eps)
+        rate = shrink * self._rate / (1 - settings.beta1**self._steps)
+        np.divide(self._m, denominator, out=scaled)
+        scaled *= np.float32(rate)
+        x -= scaled
+        settings.clamp(x, iteration)
