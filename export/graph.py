@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import ArrayLike, NDArray
 from onnx import helper, numpy_helper
 
-from impasto.errors import GraphError
+from impasto.errors import GraphError, UnsupportedOpError
 
 OPSET = 18
 IR_VERSION = 8
@@ -70,14 +70,18 @@ class Graph:
 
     def add_many(self, op: str, inputs: Iterable[str], outputs: Sequence[str], **attributes: Any) -> list[str]:
         """Append a node with named outputs and return their names."""
-        for output in outputs:
-            self._claim(output)
-        node = helper.make_node(op, list(inputs), list(outputs), name=outputs[0], **attributes)
-        self.nodes.append(node)
+        self.append(helper.make_node(op, list(inputs), list(outputs), name=outputs[0], **attributes))
         return list(outputs)
 
     def append(self, node: onnx.NodeProto) -> None:
-        """Append a node that was made elsewhere, under the names that it has."""
+        """Append a node that was made elsewhere, under the names that it has.
+
+        Raises `UnsupportedOpError` for an operator outside the standard domain, `GraphError` for one with subgraphs.
+        """
+        if node.domain:
+            raise _foreign(node)
+        if any(a.HasField("g") or a.graphs for a in node.attribute):
+            raise GraphError(f"node {label(node)} ({node.op_type}) holds subgraphs: export it without control flow")
         for output in node.output:
             if output:
                 self._claim(output)
@@ -95,33 +99,36 @@ class Graph:
     def infer_shapes(self) -> dict[str, tuple[np.dtype[Any], Shape]]:
         """Return element type and shape of every tensor, as far as ONNX's shape inference can tell.
 
-        Weights take part by shape only, so this costs nothing like their size.
+        A tensor whose rank cannot be told is left out. Weights take part by shape only, so this costs nothing like
+        their size. Raises `GraphError` for a graph that contradicts itself.
         """
-        small = {name: value for name, value in self.constants.items() if value.dtype == np.int64}
-        large = {name: value for name, value in self.constants.items() if name not in small}
-        known = dict(self.inputs) | {name: (v.dtype, v.shape) for name, v in large.items()}
         try:
-            model = onnx.shape_inference.infer_shapes(
-                _model(self.name, self.nodes, known, small, []), strict_mode=True, data_prop=True
-            )
+            model = onnx.shape_inference.infer_shapes(self._skeleton([]), strict_mode=True, data_prop=True)
         except onnx.shape_inference.InferenceError as error:
             raise GraphError(f"graph {self.name!r} is not consistent: {_first_line(error)}") from error
-        inferred = {name: (v.dtype, tuple(v.shape)) for name, v in self.constants.items()}
-        for value in [*model.graph.input, *model.graph.value_info, *model.graph.output]:
-            inferred[value.name] = _type_of(value)
+        inferred: dict[str, tuple[np.dtype[Any], Shape]] = {}
+        for name, value in self.constants.items():
+            inferred[name] = (value.dtype, tuple(value.shape))
+        for info in [*model.graph.input, *model.graph.value_info]:
+            if info.type.tensor_type.HasField("shape"):
+                inferred[info.name] = _type_of(info)
         return inferred
 
     def model(self, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
-        """Return the ONNX model, checked; ``metadata`` becomes its ``metadata_props``."""
+        """Return the ONNX model, checked; ``metadata`` becomes its ``metadata_props``.
+
+        Raises `GraphError` for a graph that is not valid, or an output whose rank cannot be inferred.
+        """
         types = self.infer_shapes()
-        outputs = {name: types.get(name, (np.dtype(np.float32), None)) for name in self.outputs}
-        model = _model(
-            self.name,
-            self.nodes,
-            self.inputs,
-            self._used_constants(),
-            [_value_info(name, *outputs[name]) for name in self.outputs],
-        )
+        for name in self.outputs:
+            if name not in types:
+                raise GraphError(f"graph {self.name!r}: the shape of output {name!r} cannot be inferred")
+        outputs = [_value_info(name, *types[name]) for name in self.outputs]
+        try:
+            onnx.checker.check_model(self._skeleton(outputs))
+        except onnx.checker.ValidationError as error:
+            raise GraphError(f"graph {self.name!r} is not valid: {_first_line(error)}") from error
+        model = _model(self.name, self.nodes, self.inputs, self._used_constants(), outputs)
         helper.set_model_props(model, dict(sorted((metadata or {}).items())))
         return model
 
@@ -153,11 +160,17 @@ class Graph:
         kept: list[onnx.NodeProto] = []
         for node in reversed(self.nodes):
             if needed.intersection(node.output):
-                needed.update(node.input)
+                needed.update(name for name in node.input if name)
                 kept.append(node)
         self.nodes = kept[::-1]
         self.constants = {name: v for name, v in self.constants.items() if name in needed}
         self._literals = {k: name for k, name in self._literals.items() if name in self.constants}
+
+    def _skeleton(self, outputs: Sequence[onnx.ValueInfoProto]) -> onnx.ModelProto:
+        """Return the model without the values of its weights; int64 constants stay, for they steer shapes."""
+        small = {name: value for name, value in self.constants.items() if value.dtype == np.int64}
+        large = {name: (v.dtype, v.shape) for name, v in self.constants.items() if name not in small}
+        return _model(self.name, self.nodes, {**self.inputs, **large}, small, outputs)
 
     def _used_constants(self) -> dict[str, NDArray[Any]]:
         used = {name for node in self.nodes for name in node.input} | set(self.outputs)
@@ -173,30 +186,80 @@ class Graph:
 def graph_from_model(model: onnx.ModelProto) -> Graph:
     """Read a model of any source into a `Graph`; ``Constant`` nodes become constants.
 
-    Raises `GraphError` when the model is not valid or not of an opset that this version reads.
+    Raises `GraphError` when the model is not valid, not of an opset that this version reads, or keeps weights in files
+    that were not loaded with it, and `UnsupportedOpError` for operators outside the standard domain.
     """
-    versions = {entry.domain: entry.version for entry in model.opset_import}
-    version = versions.get("", versions.get("ai.onnx"))
+    tensors = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute)]
+    for tensor in tensors:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise GraphError(
+                f"the data of {tensor.name!r} are in another file: read the model from its path (onnx.load)"
+            )
+    if model.graph.sparse_initializer:
+        raise GraphError("sparse weights are not read: export the model with dense ones")
+    for node in model.graph.node:
+        if node.domain:
+            raise _foreign(node)
     try:
-        if version is not None and version != OPSET:
-            model = onnx.version_converter.convert_version(model, OPSET)
-        onnx.checker.check_model(model)
-    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        model = _converted(model)
+        return _read(model.graph)
+    except _INVALID as error:
         raise GraphError(f"not a valid ONNX model: {_first_line(error)}") from error
-    graph = Graph(model.graph.name or "model")
-    for initializer in model.graph.initializer:
+
+
+_INVALID = (
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+    onnx.version_converter.ConvertError,
+    onnx.defs.SchemaError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+)
+"""What the onnx package raises, depending on the place, for a model that is damaged."""
+
+
+def _converted(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Check the model and bring it to our opset."""
+    onnx.checker.check_model(model)
+    version = next((entry.version for entry in model.opset_import if not entry.domain), None)
+    if version is None or version == OPSET:
+        return model
+    model = onnx.version_converter.convert_version(model, OPSET)
+    for node in model.graph.node:
+        # The converter leaves attributes of newer opsets in place; those at their default change nothing.
+        known = onnx.defs.get_schema(node.op_type, OPSET).attributes
+        newer = onnx.defs.get_schema(node.op_type, version).attributes if version > OPSET else known
+        for attribute in list(node.attribute):
+            if attribute.name not in known and attribute.name in newer:
+                default = helper.get_attribute_value(newer[attribute.name].default_value)
+                if helper.get_attribute_value(attribute) == default:
+                    node.attribute.remove(attribute)
+    onnx.checker.check_model(model)
+    return model
+
+
+def _read(source: onnx.GraphProto) -> Graph:
+    graph = Graph(source.name or "model")
+    for initializer in source.initializer:
         graph.weight(initializer.name, numpy_helper.to_array(initializer))
-    for value in model.graph.input:
+    for value in source.input:
         if value.name not in graph.constants:
             dtype, shape = _type_of(value)
             graph.input(value.name, shape, dtype)
-    for node in model.graph.node:
+    for node in source.node:
         if node.op_type == "Constant":
             graph.weight(node.output[0], _constant_value(node))
-            continue
-        graph.append(node)
-    graph.outputs = [value.name for value in model.graph.output]
+        else:
+            graph.append(node)
+    graph.outputs = [value.name for value in source.output]
     return graph
+
+
+def label(node: onnx.NodeProto) -> str:
+    """Return how an error calls a node: its name, or else its first output's."""
+    return repr(node.name or (node.output[0] if node.output else ""))
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
@@ -249,7 +312,13 @@ def _constant_value(node: onnx.NodeProto) -> NDArray[Any]:
     ):
         if name in values:
             return np.asarray(values[name], dtype=dtype)
-    raise GraphError(f"node {node.name or node.output[0]!r}: a Constant of an unknown kind")
+    raise GraphError(f"node {label(node)}: a Constant of an unknown kind")
+
+
+def _foreign(node: onnx.NodeProto) -> UnsupportedOpError:
+    return UnsupportedOpError(
+        f"node {label(node)}: {node.domain}::{node.op_type} is not a standard ONNX operator: export the model without it"
+    )
 
 
 def _first_line(error: BaseException) -> str:

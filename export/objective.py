@@ -93,6 +93,15 @@ class Objective:
         style = [f"style.{tap}" for tap in self.style]
         return (*content, *style, *(["tv"] if self.tv else []))
 
+    def scaled(self, factor: float) -> Objective:
+        """Return the objective times ``factor``: every weight multiplied."""
+        return replace(
+            self,
+            content={tap: w * factor for tap, w in self.content.items()},
+            style={tap: w * factor for tap, w in self.style.items()},
+            tv=self.tv * factor,
+        )
+
     def canonical(self, weights: Weights) -> Objective:
         """Return the objective with canonical tap names; raise for taps that the weights do not reach."""
         return replace(

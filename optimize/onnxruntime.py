@@ -26,9 +26,7 @@ _PROVIDERS = ["CPUExecutionProvider"]
 _ERRORS_ONLY = 3
 
 
-def build_session(
-    graph: Graph, cache: EngineCache | None = None, threads: int | None = None
-) -> InferenceSession:
+def build_session(graph: Graph, cache: EngineCache | None = None, threads: int | None = None) -> InferenceSession:
     """Return a session that runs ``graph``, its engine taken from the cache or built and put there.
 
     Without a cache the graph is optimised in memory. ``threads`` is the number of threads of one run, by default

@@ -136,7 +136,12 @@ def _open(data: bytes, name: str) -> Image.Image:
         raise ImageError(f"picture {name!r} is empty: give a file of {_FORMATS}")
     for plugin, signature in _SIGNATURES.items():
         if re.match(signature, data, re.DOTALL):
-            module = import_module(f"PIL.{plugin}ImagePlugin")
+            try:
+                module = import_module(f"PIL.{plugin}ImagePlugin")
+            except ModuleNotFoundError:
+                raise ImageError(
+                    f"picture {name!r} is {plugin}, which this Pillow lacks: install a newer one"
+                ) from None
             image: Image.Image = getattr(module, f"{plugin}ImageFile")(io.BytesIO(data))
             return image
     raise ImageError(f"picture {name!r} is of no format that is read here: convert it to one of {_FORMATS}")

@@ -80,6 +80,8 @@ def batch_normalization(node: Node, dy: str) -> Cotangents:
     """At inference: dX = dY·scale / √(variance + ε), per channel."""
     if node.attributes.get("training_mode", 0):
         raise node.error("training mode is not covered: export the model for inference")
+    if any(node.wants(index) for index in range(1, 5)):
+        raise node.error("gradients with respect to its parameters are not covered, only to activations")
     x, scale, _, _, variance = node.inputs
     epsilon = node.scalar(float(node.attributes.get("epsilon", 1e-5)), variance)
     factor = node.add("Div", scale, node.add("Sqrt", node.add("Add", variance, epsilon)))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 from onnx import TensorProto, helper
 
 from impasto.export.autodiff.tape import Cotangents, Node, rule
 
 
 @rule("Identity")
-def identity(node: Node, dy: str) -> Cotangents:
+def identity(_: Node, dy: str) -> Cotangents:
     """Pass the cotangent on."""
     return [dy]
 
@@ -24,11 +23,8 @@ def dropout(node: Node, dy: str) -> Cotangents:
 
 @rule("Cast")
 def cast(node: Node, dy: str) -> Cotangents:
-    """Cast the cotangent back; a cast from integers has none."""
-    source = node.dtype(node.inputs[0])
-    if not np.issubdtype(source, np.floating):
-        return [None]
-    return [node.add("Cast", dy, to=helper.np_dtype_to_tensor_dtype(source))]
+    """Cast the cotangent back."""
+    return [node.add("Cast", dy, to=_tensor_type(node, node.inputs[0]))]
 
 
 @rule("Add")
@@ -78,12 +74,15 @@ def div(node: Node, dy: str) -> Cotangents:
 
 @rule("Pow")
 def pow_(node: Node, dy: str) -> Cotangents:
-    """dA = dY·p·A^(p-1) for a constant exponent p."""
+    """dA = dY·p·A^(p-1), and 0 for p = 0 whatever A is; the exponent p gets none, and may be of another type."""
     if node.wants(1):
         raise node.error("the exponent must not depend on what is differentiated")
     base, exponent = node.inputs
-    one = node.scalar(1.0, exponent)
-    slope = node.add("Mul", node.add("Pow", base, node.add("Sub", exponent, one)), exponent)
+    if node.dtype(exponent) != node.dtype(base):
+        exponent = node.add("Cast", exponent, to=_tensor_type(node, base))
+    # 0·A^(0-1) would be 0·∞ at A = 0, so there the exponent stays 0: p - 1 + [p = 0].
+    lower = node.add("Add", node.add("Sub", exponent, node.scalar(1.0, base)), _mask(node, "Equal", exponent, 0.0))
+    slope = node.add("Mul", node.add("Pow", base, lower), exponent)
     return [node.reduce_to(node.add("Mul", dy, slope), base), None]
 
 
@@ -161,6 +160,8 @@ def leaky_relu(node: Node, dy: str) -> Cotangents:
 @rule("Clip")
 def clip(node: Node, dy: str) -> Cotangents:
     """dX = dY where low ≤ X ≤ high, both ends included as in PyTorch."""
+    if node.wants(1) or node.wants(2):
+        raise node.error("the bounds must not depend on what is differentiated")
     x = node.inputs[0]
     for index, inside in ((1, "GreaterOrEqual"), (2, "LessOrEqual")):
         if node.has(index):

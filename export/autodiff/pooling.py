@@ -22,7 +22,7 @@ def max_pool(node: Node, dy: str) -> Cotangents:
     """
     x, y = node.inputs[0], node.outputs[0]
     kernel, stride, pads = _window(node)
-    padded = _pad_for_windows(node, x, kernel, stride, pads)
+    padded = _pad_for_windows(node, x, stride, pads)
     rest = dy
     parts: dict[tuple[int, int], str] = {}
     offsets = list(product(range(kernel[0]), range(kernel[1])))
@@ -93,7 +93,7 @@ def _window(node: Node) -> tuple[tuple[int, int], int, list[int]]:
     return (height, width), strides[0], node.explicit_pads(2)
 
 
-def _pad_for_windows(node: Node, x: str, kernel: tuple[int, int], stride: int, pads: list[int]) -> str:
+def _pad_for_windows(node: Node, x: str, stride: int, pads: list[int]) -> str:
     """Surround x by -∞ as the forward pool does; ceil mode may look up to stride - 1 further."""
     beyond = stride - 1 if node.attributes.get("ceil_mode", 0) else 0
     if not any(pads) and not beyond:

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
 from impasto.errors import GraphError, UnsupportedOpError
-from impasto.export.graph import Graph, attributes
+from impasto.export.graph import Graph, Shape, attributes, label
 
+Types = Mapping[str, tuple[np.dtype[Any], Shape]]
 Cotangents = list[str | None]
 Rule = Callable[["Node", str], Cotangents]
 
@@ -43,11 +45,15 @@ def differentiate(graph: Graph, seeds: Mapping[str, str], wrt: Sequence[str]) ->
     broadcast over a dimension must be visible as a static 1.
 
     Raises `UnsupportedOpError` for a node on the way whose operator has no rule, and `GraphError` where a rule does
-    not cover a node's attributes; both name the node.
+    not cover a node's attributes; both name the node. A tensor that the graph does not have is a `GraphError` too.
     """
     forward = list(graph.nodes)
     types = graph.infer_shapes()
-    active = _dependents(forward, wrt)
+    made = {output for node in forward for output in node.output}
+    for name in (*seeds, *seeds.values(), *wrt):
+        if name not in made and name not in types:
+            raise GraphError(f"graph {graph.name!r} has no tensor {name!r} to differentiate")
+    active = _dependents(forward, wrt, types)
     pending: dict[str, list[str]] = {tensor: [seed] for tensor, seed in seeds.items()}
     targets = set(wrt)
     result: dict[str, str] = {}
@@ -58,16 +64,16 @@ def differentiate(graph: Graph, seeds: Mapping[str, str], wrt: Sequence[str]) ->
             if not contributions:
                 continue
             if position > 0:
-                raise GraphError(f"node {_label(node)}: output {position} of {node.op_type} is not differentiable")
+                raise GraphError(f"node {label(node)}: output {position} of {node.op_type} is not differentiable")
             total = _sum(graph, contributions)
             if output in targets:
                 result[output] = total
         if total is None or not active.intersection(node.input):
             continue
-        if node.domain or node.op_type not in RULES:
+        if node.op_type not in RULES:
             raise UnsupportedOpError(
-                f"node {_label(node)}: no gradient rule for operator {node.domain and node.domain + '::'}"
-                f"{node.op_type} (rules exist for {', '.join(sorted(RULES))})"
+                f"node {label(node)}: no gradient rule for operator {node.op_type} "
+                f"(rules exist for {', '.join(sorted(RULES))})"
             )
         view = Node(graph, node, types, active)
         for name, cotangent in zip(node.input, RULES[node.op_type](view, total), strict=True):
@@ -76,7 +82,7 @@ def differentiate(graph: Graph, seeds: Mapping[str, str], wrt: Sequence[str]) ->
     for name in wrt:
         if name not in result:
             contributions = pending.get(name, [])
-            result[name] = _sum(graph, contributions) if contributions else _zeros(graph, name, types[name][0])
+            result[name] = _sum(graph, contributions) if contributions else _zeros(graph, name, types)
     return result
 
 
@@ -87,7 +93,7 @@ class Node:
         self,
         graph: Graph,
         node: onnx.NodeProto,
-        types: Mapping[str, tuple[np.dtype[Any], tuple[int | str | None, ...]]],
+        types: Types,
         active: set[str],
     ) -> None:
         self.graph = graph
@@ -95,7 +101,7 @@ class Node:
         self.inputs = list(node.input)
         self.outputs = list(node.output)
         self.attributes = attributes(node)
-        self.label = _label(node)
+        self.label = label(node)
         self._types = types
         self._active = active
 
@@ -109,9 +115,7 @@ class Node:
 
     def shape(self, name: str) -> tuple[int | None, ...]:
         """Return a tensor's static shape, None for a dynamic dimension; raise `GraphError` if the rank is unknown."""
-        if name not in self._types:
-            raise self.error(f"the shape of {name!r} cannot be inferred")
-        return tuple(d if isinstance(d, int) else None for d in self._types[name][1])
+        return tuple(d if isinstance(d, int) else None for d in self._type(name)[1])
 
     def static_shape(self, name: str) -> tuple[int, ...] | None:
         """Return the shape if every dimension is known."""
@@ -121,7 +125,7 @@ class Node:
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """Return a tensor's element type."""
-        return self._types[name][0]
+        return self._type(name)[0]
 
     def constant(self, index: int) -> NDArray[Any]:
         """Return the value of a constant input; raise `GraphError` if it is computed."""
@@ -193,12 +197,26 @@ class Node:
         """Make the error that a rule raises for a node that it does not cover."""
         return GraphError(f"node {self.label} ({self.op}): {reason}")
 
+    def _type(self, name: str) -> tuple[np.dtype[Any], Shape]:
+        if name not in self._types:
+            raise self.error(f"the shape of {name!r} cannot be inferred")
+        return self._types[name]
 
-def _dependents(nodes: Sequence[onnx.NodeProto], sources: Sequence[str]) -> set[str]:
+
+def is_real(dtype: np.dtype[Any]) -> bool:
+    """Tell whether an element type carries derivatives; NumPy does not count bfloat16 among the floating ones."""
+    return helper.np_dtype_to_tensor_dtype(dtype) in _REAL
+
+
+_REAL = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+
+def _dependents(nodes: Sequence[onnx.NodeProto], sources: Sequence[str], types: Types) -> set[str]:
+    """Return what depends on the sources by a derivative: shapes, comparisons and whole numbers do not."""
     active = set(sources)
     for node in nodes:
         if active.intersection(node.input):
-            active.update(node.output)
+            active.update(o for o in node.output if o and (o not in types or is_real(types[o][0])))
     return active
 
 
@@ -209,9 +227,8 @@ def _sum(graph: Graph, terms: Sequence[str]) -> str:
     return total
 
 
-def _zeros(graph: Graph, like: str, dtype: np.dtype[Any]) -> str:
-    return graph.add("Mul", like, graph.literal(0.0, dtype), name=graph.unique("grad.zero"))
-
-
-def _label(node: onnx.NodeProto) -> str:
-    return repr(node.name or node.output[0])
+def _zeros(graph: Graph, like: str, types: Types) -> str:
+    if like not in types:
+        raise GraphError(f"graph {graph.name!r}: the shape of {like!r} cannot be inferred")
+    zero, shape = graph.literal(0.0, types[like][0]), graph.add("Shape", like, name=graph.unique("grad.shape"))
+    return graph.add("Expand", zero, shape, name=graph.unique("grad.zero"))

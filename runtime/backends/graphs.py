@@ -43,7 +43,12 @@ class GraphBackend(ABC):
         """Return the versions of the packages that results depend on."""
 
     def measure(
-        self, weights: Weights, objective: Objective, image: FloatArray, content: tuple[str, ...], style: tuple[str, ...]
+        self,
+        weights: Weights,
+        objective: Objective,
+        image: FloatArray,
+        content: tuple[str, ...],
+        style: tuple[str, ...],
     ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
         """Measure targets, as `Backend.measure` says."""
         shape = (image.shape[2], image.shape[3])

@@ -23,7 +23,12 @@ class Backend(Protocol):
     precision: str
 
     def measure(
-        self, weights: Weights, objective: Objective, image: FloatArray, content: tuple[str, ...], style: tuple[str, ...]
+        self,
+        weights: Weights,
+        objective: Objective,
+        image: FloatArray,
+        content: tuple[str, ...],
+        style: tuple[str, ...],
     ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
         """Return activations (1, C, h, w) of the ``content`` taps and F·Fᵀ/N, (C, C), of the ``style`` taps.
 

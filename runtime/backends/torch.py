@@ -27,7 +27,12 @@ class TorchBackend:
         self._dtype = dtype
 
     def measure(
-        self, weights: Weights, objective: Objective, image: FloatArray, content: tuple[str, ...], style: tuple[str, ...]
+        self,
+        weights: Weights,
+        objective: Objective,
+        image: FloatArray,
+        content: tuple[str, ...],
+        style: tuple[str, ...],
     ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
         """Measure targets, as `Backend.measure` says."""
         network = _network(weights, objective, (*content, *style), self._dtype)
@@ -137,4 +142,3 @@ def _total_variation(objective: Objective, image: torch.Tensor) -> torch.Tensor:
 def _numpy(tensor: torch.Tensor) -> FloatArray:
     array: FloatArray = tensor.detach().float().numpy()
     return array
-

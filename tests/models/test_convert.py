@@ -233,14 +233,13 @@ def test_every_truncation_is_noticed(weights, tmp_path):
         "npz": write_npz(weights, tmp_path / "w.npz", "caffe"),
         "safetensors": tmp_path / "safetensors",
     }
-    for form, path in files.items():
+    for path in files.values():
         whole = path.read_bytes()
         convert_weights(path, "caffe", "vgg19")
         for size in [0, 5, 20, 1000, len(whole) // 2, len(whole) - 1]:
             path.write_bytes(whole[:size])
             with pytest.raises(WeightsError, match=r"weights '.*' are n"):
                 convert_weights(path, "caffe", "vgg19")
-        assert path == files[form]
 
 
 def test_not_weights_at_all(tmp_path):

@@ -1,0 +1,97 @@
+"""The loop: a solver descends an evaluator's loss, and tells what it sees, evaluation by evaluation."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+
+from impasto.runtime.problem import Evaluator, FloatArray, Losses
+from impasto.runtime.solvers import Evaluation, Solver
+
+_EXPLODED = 1e3
+"""A loss this many times the first one counts as a failed evaluation: solvers go back and step shorter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One evaluation of the loss and its gradient.
+
+    ``iteration`` of the solver (0: the start) and ``evaluation`` (from 1) count over all stages, ``seconds`` since
+    the loop began. ``loss`` is the sum of ``terms``, weighted; both are infinite or NaN where the evaluation failed.
+    ``best`` tells whether this is the lowest loss of its stage so far. ``size`` is (width, height) of the stage.
+    ``preview()`` makes the best picture so far, (H, W, 3) uint8 RGB; call it only when it is to be shown.
+    """
+
+    iteration: int
+    evaluation: int
+    seconds: float
+    loss: float
+    terms: Mapping[str, float]
+    best: bool
+    size: tuple[int, int]
+    preview: Callable[[], np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]
+
+
+@dataclass(slots=True)
+class Best:
+    """The best iterate so far: the image, (1, 3, H, W) float32, and its losses."""
+
+    image: FloatArray
+    loss: float = math.inf
+    terms: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the loop saw at one evaluation; counts are its own, from 0 and 1."""
+
+    iteration: int
+    evaluation: int
+    losses: Losses
+    improved: bool
+
+
+def descend(
+    evaluator: Evaluator, solver: Solver, best: Best, *, max_evaluations: int | None = None
+) -> Generator[Observation, None, None]:
+    """Minimise from ``best.image``, keeping the best iterate in ``best`` after every evaluation.
+
+    Closing the generator between evaluations stops it. Loss or gradient that are not finite, and losses that
+    explode, are passed to the solver as failed; it steps shorter, and raises `DivergenceError` when that does not
+    help.
+    """
+    shape = best.image.shape
+    first = math.inf
+    with closing(solver.minimise(best.image.reshape(-1))) as trials:
+        trial = next(trials)
+        count = 0
+        while True:
+            losses = evaluator.evaluate(trial.x.reshape(shape))
+            count += 1
+            loss = losses.total
+            if count == 1:
+                first = loss
+            failed = not math.isfinite(loss) or (first > 0 and loss > _EXPLODED * first)
+            failed = failed or not np.isfinite(losses.gradient).all()
+            improved = not failed and loss < best.loss
+            if improved:
+                best.image = trial.x.reshape(shape).copy()
+                best.loss, best.terms = loss, losses.terms
+            yield Observation(trial.iteration, count, losses, improved)
+            if count == max_evaluations:
+                return
+            try:
+                trial = trials.send(Evaluation(math.inf if failed else loss, losses.gradient.reshape(-1)))
+            except StopIteration:
+                return
+
+
+def clock() -> Callable[[], float]:
+    """Return a function that tells the seconds since now."""
+    start = time.perf_counter()
+    return lambda: time.perf_counter() - start

@@ -1,0 +1,200 @@
+"""A painting under way: the stages of one job, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from impasto.errors import Interrupted, UsageError
+from impasto.export.objective import Objective
+from impasto.models.weights import Weights
+from impasto.runtime.backends.protocol import Backend, Plan
+from impasto.runtime.images import Picture, Sizing, resize, to_uint8
+from impasto.runtime.loop import Best, Step, clock, descend
+from impasto.runtime.presets import AnySolver, Preset, Stage
+from impasto.runtime.problem import FloatArray, Problem
+from impasto.runtime.result import Result, Stop, TracePoint, peak_memory, sums
+from impasto.runtime.solvers import LBFGS, SGD, Adam
+from impasto.runtime.targets import decoded, encoded, measure_targets
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One request: what to paint, how, and how large.
+
+    ``preset`` is already that of the weights (`Preset.for_weights`); ``sizing`` the rule for the result's size;
+    ``start`` a picture to start from instead of what the preset's ``init`` says; ``seed`` draws the noise.
+    """
+
+    content: Picture
+    style: Picture
+    preset: Preset
+    weights: Weights
+    plan: Plan
+    sizing: Sizing
+    start: Picture | None = None
+    seed: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the result."""
+        return self.sizing.apply(*self.content.size)
+
+
+class Painting:
+    """An iterator over the steps of one job, which holds the best picture so far.
+
+    Leaving the loop, `close`, and any exception in it (KeyboardInterrupt too) stop between two evaluations or after
+    the one under way; `result` then has the best picture up to there.
+    """
+
+    def __init__(self, job: Job, backend: Backend) -> None:
+        self._job = job
+        self._backend = backend
+        self._seconds = clock()
+        self._loop_seconds: Callable[[], float] | None = None
+        self._trace: list[TracePoint] = []
+        self._best: Best | None = None
+        self._losses: dict[str, float] = {}
+        self._stop: Stop = "stopped"
+        self._steps = self._run()
+
+    def __iter__(self) -> Iterator[Step]:
+        return self
+
+    def __next__(self) -> Step:
+        try:
+            return next(self._steps)
+        except KeyboardInterrupt:
+            self._stop = "interrupted"
+            raise
+
+    def close(self) -> None:
+        """Stop; `result` stays available."""
+        self._steps.close()
+
+    def result(self) -> Result:
+        """Return the best picture so far, at the size of the result; raise `Interrupted` if there is none yet."""
+        if self._best is None or not self._losses:
+            raise Interrupted("stopped before the first evaluation: there is no picture yet")
+        job, preset = self._job, self._job.preset
+        picture = resize(decoded(preset.objective, self._best.image), job.size)
+        alpha = job.content.alpha
+        return Result(
+            image=picture,
+            alpha=None if alpha is None else _resized_plane(alpha, job.size),
+            preset=preset.name,
+            backend=self._backend.name,
+            precision=self._backend.precision,
+            plan=job.plan,
+            weights={"name": job.weights.name, "sha256": job.weights.sha256},
+            taps={"content": list(preset.objective.content), "style": list(preset.objective.style)},
+            loss=sums(self._losses),
+            terms=self._losses,
+            trace=tuple(self._trace),
+            seconds=self._seconds(),
+            peak_memory_bytes=peak_memory(),
+            seed=job.seed,
+            versions=_versions(self._backend),
+            stop=self._stop,
+            notes=(*job.notes, *job.content.notes, *job.style.notes),
+        )
+
+    def _run(self) -> Generator[Step, None, None]:
+        stages = self._job.preset.stages or (None,)
+        for stage in stages:
+            yield from self._paint(stage)
+        self._stop = "done"
+
+    def _paint(self, stage: Stage | None) -> Generator[Step, None, None]:
+        job, preset = self._job, self._job.preset
+        sizing = job.sizing if stage is None else _scaled(job.sizing, stage.scale)
+        size = sizing.apply(*job.content.size)
+        style_size = size if preset.style_fit == "result" else sizing.apply(*job.style.size)
+        content, style = resize(job.content.rgb, size), resize(job.style.rgb, style_size)
+        targets = measure_targets(self._backend, job.weights, preset.objective, content, style)
+        start = self._start(content, style)
+        unit = _unit(preset.objective, preset.solver)
+        problem = Problem(preset.objective.scaled(1 / unit), job.weights, targets, (size[1], size[0]))
+        evaluator = self._backend.prepare(problem, job.plan)
+        self._best = best = Best(start)
+        if self._loop_seconds is None:
+            self._loop_seconds = clock()
+        seconds = self._loop_seconds
+        done = self._trace[-1] if self._trace else TracePoint(0, 0, 0.0, 0.0)
+        solver = _staged(preset.solver, stage)
+        for seen in descend(evaluator, solver, best, max_evaluations=preset.evaluations):
+            terms = {name: value * unit for name, value in seen.losses.terms.items()}
+            if seen.improved or not self._losses:
+                self._losses = terms
+            step = Step(
+                iteration=done.iteration + seen.iteration,
+                evaluation=done.evaluation + seen.evaluation,
+                seconds=seconds(),
+                loss=float(sum(terms.values())),
+                terms=terms,
+                best=seen.improved,
+                size=size,
+                preview=lambda best=best: to_uint8(decoded(preset.objective, best.image)),
+            )
+            self._trace.append(TracePoint(step.iteration, step.evaluation, step.seconds, step.loss))
+            yield step
+
+    def _start(self, content: FloatArray, style: FloatArray) -> FloatArray:
+        job, preset = self._job, self._job.preset
+        objective, size = preset.objective, (content.shape[1], content.shape[0])
+        if self._best is not None:
+            return encoded(objective, resize(decoded(objective, self._best.image), size))
+        if job.start is not None:
+            return encoded(objective, resize(job.start.rgb, size))
+        match preset.init:
+            case "content":
+                return encoded(objective, content)
+            case "style":
+                return encoded(objective, resize(style, size))
+            case "noise":
+                # RandomState's stream is frozen: the same seed starts from the same noise everywhere.
+                noise = np.random.RandomState(job.seed).standard_normal((1, 3, size[1], size[0]))
+                return (noise * preset.noise).astype(np.float32)
+
+
+def _unit(objective: Objective, solver: AnySolver) -> float:
+    """Return by what to divide the objective for a solver that its scale does not matter to.
+
+    The largest weight, so that losses and gradients stay well inside float32 whatever the weights are.
+    """
+    largest = max([*objective.content.values(), *objective.style.values(), objective.tv])
+    return largest if isinstance(solver, LBFGS | Adam) and largest > 0 else 1.0
+
+
+def _staged(solver: AnySolver, stage: Stage | None) -> AnySolver:
+    if stage is None:
+        return solver
+    if not isinstance(solver, LBFGS | Adam | SGD):
+        raise UsageError("stages need a solver with a number of iterations: lbfgs, adam or sgd")
+    return replace(solver, iterations=stage.iterations)
+
+
+def _scaled(sizing: Sizing, scale: float) -> Sizing:
+    return replace(sizing, pixels=max(1, round(sizing.pixels * scale)))
+
+
+def _resized_plane(plane: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    return resize(np.repeat(plane[:, :, None], 3, axis=2), size)[:, :, 0]
+
+
+def _versions(backend: Backend) -> dict[str, str]:
+    import platform
+
+    from impasto import __version__
+
+    return {
+        "impasto": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        **backend.versions(),
+    }

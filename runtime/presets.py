@@ -1,0 +1,180 @@
+"""Presets: a recipe whole, as a value that goes to JSON and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from impasto.errors import MissingTapError, UnknownNameError, UsageError
+from impasto.export.objective import Objective
+from impasto.models.weights import Weights
+from impasto.runtime.images import Sizing
+from impasto.runtime.solvers import LBFGS, LBFGSB, SGD, SOLVERS, Adam, TorchLBFGS
+
+AnySolver = LBFGS | TorchLBFGS | LBFGSB | Adam | SGD
+StyleFit = Literal["result", "rule"]
+Init = Literal["content", "noise", "style"]
+
+STYLE_FITS: tuple[StyleFit, ...] = ("result", "rule")
+INITS: tuple[Init, ...] = ("content", "noise", "style")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of several sizes painted one after the other: its share of the final size, and its iterations."""
+
+    scale: float
+    iterations: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale <= 1 or self.iterations < 1:
+            raise UsageError(f"stage {self.scale}, {self.iterations}: give 0 < scale ≤ 1 and at least 1 iteration")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A recipe: what is descended, by which solver, from where, at which size.
+
+    - ``source``: where the recipe is published.
+    - ``sizing``: the size of the result where the user gives none.
+    - ``style_fit``: the style picture gets the result's exact size (``result``) or keeps its shape under the same
+      sizing (``rule``).
+    - ``init``: what the iterate starts as; ``noise`` is Gaussian with the standard deviation ``noise`` around zero, in
+      the objective's pixel space, drawn from the job's seed.
+    - ``stages``: several sizes, the last at scale 1; the painting of one, enlarged, starts the next.
+    - ``evaluations``: the most evaluations of a stage, for solvers that have no end of their own.
+    - ``adapt``: leave out taps that the weights do not reach; content moves to the deepest ReLU that they do.
+
+    Raises `UsageError` for settings that cannot work.
+    """
+
+    name: str
+    source: str
+    objective: Objective
+    solver: AnySolver
+    sizing: Sizing = Sizing("long", 512)
+    style_fit: StyleFit = "rule"
+    init: Init = "content"
+    noise: float = 1.0
+    stages: tuple[Stage, ...] = ()
+    evaluations: int | None = None
+    adapt: bool = False
+
+    def __post_init__(self) -> None:
+        if self.style_fit not in STYLE_FITS:
+            raise UnknownNameError("style_fit", self.style_fit, STYLE_FITS)
+        if self.init not in INITS:
+            raise UnknownNameError("init", self.init, INITS)
+        if isinstance(self.solver, TorchLBFGS) and self.evaluations is None:
+            raise UsageError("solver torch-lbfgs has no end of its own: give the preset a number of evaluations")
+        if self.stages and self.stages[-1].scale != 1:
+            raise UsageError(f"the last stage has scale {self.stages[-1].scale}, must be 1: the size of the result")
+        if self.evaluations is not None and self.evaluations < 1:
+            raise UsageError(f"evaluations is {self.evaluations}: give at least 1")
+
+    def for_weights(self, weights: Weights) -> Preset:
+        """Return the preset with canonical tap names, adapted to what the weights reach where ``adapt`` allows it.
+
+        Raises `MissingTapError` for a tap that the weights do not reach where it does not.
+        """
+        if not self.adapt:
+            return replace(self, objective=self.objective.canonical(weights))
+        from impasto.models.taps import resolve_tap
+
+        reached = set(weights.taps)
+        style = {tap: w for tap, w in self.objective.style.items() if resolve_tap(weights.backbone, tap) in reached}
+        content: dict[str, float] = {}
+        deepest = [tap for tap in weights.taps if tap.startswith("relu")]
+        for tap, weight in self.objective.content.items():
+            if resolve_tap(weights.backbone, tap) in reached:
+                content[tap] = weight
+            elif deepest:
+                content[deepest[-1]] = weight
+        if not style:
+            raise MissingTapError(
+                f"weights {weights.name!r} end at {weights.convs[-1].name} and reach no style tap of preset {self.name!r}"
+            )
+        return replace(self, objective=replace(self.objective, content=content, style=style).canonical(weights))
+
+    def total_iterations(self) -> int:
+        """Return the iterations of all stages; for solvers without their own number, the evaluations or rounds."""
+        if self.stages:
+            return sum(stage.iterations for stage in self.stages)
+        if isinstance(self.solver, LBFGS | Adam | SGD):
+            return self.solver.iterations
+        if self.evaluations is not None:
+            return self.evaluations
+        assert isinstance(self.solver, LBFGSB)
+        return self.solver.rounds * self.solver.maxfun
+
+    def with_iterations(self, iterations: int) -> Preset:
+        """Return the preset with that many iterations, shared out among its stages as theirs are.
+
+        Solvers without a number of iterations of their own get that many evaluations instead.
+        """
+        if iterations < 1:
+            raise UsageError(f"iterations is {iterations}: give at least 1")
+        if self.stages:
+            total = sum(stage.iterations for stage in self.stages)
+            shares = [max(1, round(iterations * stage.iterations / total)) for stage in self.stages]
+            stages = tuple(replace(s, iterations=n) for s, n in zip(self.stages, shares, strict=True))
+            return replace(self, stages=stages)
+        if isinstance(self.solver, LBFGS | Adam | SGD):
+            return replace(self, solver=replace(self.solver, iterations=iterations))
+        return replace(self, evaluations=iterations)
+
+    def with_weights(self, content: float | None = None, style: float | None = None, tv: float | None = None) -> Preset:
+        """Return the preset with other loss weights.
+
+        ``content`` and ``style`` become the largest weight of their taps; the others keep their ratio to it.
+        """
+        objective = self.objective
+        if content is not None:
+            objective = replace(objective, content=_with_largest(objective.content, content, "content"))
+        if style is not None:
+            objective = replace(objective, style=_with_largest(objective.style, style, "style"))
+        if tv is not None:
+            objective = replace(objective, tv=tv)
+        return replace(self, objective=objective)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the preset as JSON types; the solver carries its name."""
+        solver = {"name": solver_name(self.solver), **asdict(self.solver)}
+        return {**asdict(self), "solver": solver}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Preset:
+        """Return the preset that `to_json` wrote; raise `UsageError` for fields that are unknown or missing."""
+        values = dict(value)
+        try:
+            solver = dict(values["solver"])
+            kind = solver.pop("name")
+            if kind not in SOLVERS:
+                raise UnknownNameError("solver", str(kind), SOLVERS)
+            if solver.get("bounds"):
+                from impasto.runtime.solvers import Bounds
+
+                solver["bounds"] = Bounds(**solver["bounds"])
+            values["solver"] = SOLVERS[kind](**solver)
+            values["objective"] = Objective(**values["objective"])
+            values["sizing"] = Sizing(**values["sizing"])
+            values["stages"] = tuple(Stage(**stage) for stage in values.get("stages", ()))
+            return cls(**values)
+        except (KeyError, TypeError, AttributeError) as error:
+            known = ", ".join(field.name for field in fields(cls))
+            raise UsageError(f"not a preset ({error}): its fields are {known}") from error
+
+
+def solver_name(solver: AnySolver) -> str:
+    """Return the name under which presets and the command line know a solver."""
+    return next(name for name, kind in SOLVERS.items() if type(solver) is kind)
+
+
+def _with_largest(weights: Mapping[str, float], largest: float, kind: str) -> dict[str, float]:
+    if not weights:
+        raise UsageError(f"the preset has no {kind} term whose weight could be {largest}")
+    top = max(weights.values())
+    if top == 0:
+        return dict.fromkeys(weights, largest)
+    return {tap: largest * (weight / top) for tap, weight in weights.items()}

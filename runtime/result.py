@@ -1,0 +1,112 @@
+"""What a job gives back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from impasto.runtime.write_image import encode_image, write_image
+
+Stop = Literal["done", "interrupted", "stopped"]
+
+
+@dataclass(frozen=True, slots=True)
+class TracePoint:
+    """One evaluation in a result's trace; see `impasto.runtime.loop.Step`."""
+
+    iteration: int
+    evaluation: int
+    seconds: float
+    loss: float
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A painting and how it came about.
+
+    ``image`` is (H, W, 3) float32 RGB in 0–1; ``alpha`` the content picture's opacity, (H, W), or None. ``loss`` holds
+    ``total`` and the weighted sums ``content``, ``style`` and ``tv`` that add up to it, and ``terms`` each term, at the
+    best iterate. ``taps`` are those with a content and with a style term. ``seconds`` is the whole job's,
+    ``peak_memory_bytes`` the process's, None where the system does not tell.
+    """
+
+    image: NDArray[np.float32]
+    alpha: NDArray[np.float32] | None
+    preset: str
+    backend: str
+    precision: str
+    plan: str
+    weights: Mapping[str, str]
+    taps: Mapping[str, list[str]]
+    loss: Mapping[str, float]
+    terms: Mapping[str, float]
+    trace: tuple[TracePoint, ...]
+    seconds: float
+    peak_memory_bytes: int | None
+    seed: int
+    versions: Mapping[str, str]
+    stop: Stop
+    notes: tuple[str, ...]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.image.shape[1], self.image.shape[0]
+
+    def save(self, path: str | os.PathLike[str], *, quality: int = 95, overwrite: bool = False) -> None:
+        """Write the picture, in the format of the path's suffix; raises as `write_image` does."""
+        write_image(path, self.image, self.alpha, quality=quality, overwrite=overwrite)
+
+    def to_json(self, output: str | None = None) -> dict[str, Any]:
+        """Return everything but the pixels as JSON types; ``output`` is where the picture was written."""
+        return {
+            "output": output,
+            "size": list(self.size),
+            "preset": self.preset,
+            "backend": self.backend,
+            "precision": self.precision,
+            "plan": self.plan,
+            "weights": dict(self.weights),
+            "taps": {kind: list(taps) for kind, taps in self.taps.items()},
+            "loss": dict(self.loss),
+            "terms": dict(self.terms),
+            "trace": [
+                {"iteration": p.iteration, "evaluation": p.evaluation, "seconds": p.seconds, "loss": p.loss}
+                for p in self.trace
+            ],
+            "seconds": self.seconds,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "seed": self.seed,
+            "versions": dict(self.versions),
+            "stop": self.stop,
+            "notes": list(self.notes),
+        }
+
+    def _repr_png_(self) -> bytes:
+        return encode_image(self.image, "png", self.alpha)
+
+
+def sums(terms: Mapping[str, float]) -> dict[str, float]:
+    """Return ``total``, ``content``, ``style`` and ``tv`` of weighted terms, in float64."""
+    parts = {
+        kind: float(sum(value for name, value in terms.items() if name.split(".")[0] == kind))
+        for kind in ("content", "style", "tv")
+    }
+    return {"total": sum(parts.values()), **parts}
+
+
+def peak_memory() -> int | None:
+    """Return the largest resident size of this process so far, in bytes, or None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

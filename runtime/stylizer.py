@@ -1,0 +1,195 @@
+"""The library's entrance: a stylizer holds what is slow to make, and paints one job after the other."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from impasto.errors import UnavailableError, UnknownNameError, UsageError
+from impasto.models.locate import available, find_weights
+from impasto.models.weights import Weights
+from impasto.optimize.cache import EngineCache
+from impasto.runtime.backends.protocol import PLANS, Plan
+from impasto.runtime.backends.select import open_backend
+from impasto.runtime.images import Sizing
+from impasto.runtime.limits import Limits
+from impasto.runtime.loop import Step
+from impasto.runtime.painting import Job, Painting
+from impasto.runtime.presets import INITS, Preset
+from impasto.runtime.read_image import Source, read_image
+from impasto.runtime.recipes import find_preset
+from impasto.runtime.result import Result
+
+DEFAULT_WEIGHTS = "vgg19"
+
+
+class Stylizer:
+    """Paints pictures; weights and compiled sessions stay warm from job to job. A context manager.
+
+    ``preset`` is a name or a `Preset`; ``weights`` a name, a path or a `Weights`, by default VGG-19 from the cache;
+    ``backend`` is ``auto``, ``onnxruntime`` or ``torch``; ``plan`` is ``fused`` or ``sliced``; ``cache`` keeps engines
+    between processes (False: do not), ``threads`` is the number of CPU threads (all that are available).
+
+    One job at a time: a second thread that asks meanwhile gets a `UsageError`. Raises `UnknownNameError` for unknown
+    names, `MissingTapError` for a preset that needs more than the weights have, `UnavailableError` for weights that
+    were not fetched or a backend that is not installed, `WeightsError` for weights that are no good.
+    """
+
+    def __init__(
+        self,
+        preset: str | Preset = "impasto",
+        *,
+        weights: str | Path | Weights | None = None,
+        backend: str = "auto",
+        plan: Plan = "fused",
+        limits: Limits | None = None,
+        cache: EngineCache | bool = True,
+        threads: int | None = None,
+    ) -> None:
+        if plan not in PLANS:
+            raise UnknownNameError("plan", plan, PLANS)
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads is {threads}: give at least 1")
+        asked = find_preset(preset) if isinstance(preset, str) else preset
+        self.plan: Plan = plan
+        self.limits = limits or Limits()
+        self._owned = EngineCache() if cache is True else None
+        engines = self._owned if isinstance(cache, bool) else cache
+        self.backend = open_backend(backend, engines, threads)
+        self.weights = weights if isinstance(weights, Weights) else find_weights(weights or _default_weights())
+        self.preset = asked.for_weights(self.weights)
+        left_out = [tap for tap in asked.objective.taps if tap not in self.preset.objective.taps]
+        self._notes = (
+            (f"weights {self.weights.name!r} do not reach {', '.join(left_out)}: preset {asked.name!r} does without",)
+            if asked.adapt and left_out
+            else ()
+        )
+        self._busy = threading.Lock()
+
+    def __enter__(self) -> Stylizer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free sessions and temporary engines; the object can still be used, and starts cold."""
+        self.backend.close()
+        if self._owned is not None:
+            self._owned.close()
+
+    def stylize(
+        self,
+        content: Source,
+        style: Source,
+        *,
+        size: int | None = None,
+        iterations: int | None = None,
+        init: Source | str | None = None,
+        seed: int = 0,
+    ) -> Result:
+        """Paint ``content`` in the style of ``style`` to the end and return the best picture; see `steps`."""
+        painting = self.begin(content, style, size=size, iterations=iterations, init=init, seed=seed)
+        for _ in self._exclusively(painting):
+            pass
+        return painting.result()
+
+    def steps(
+        self,
+        content: Source,
+        style: Source,
+        *,
+        size: int | None = None,
+        iterations: int | None = None,
+        init: Source | str | None = None,
+        seed: int = 0,
+    ) -> Iterator[Step]:
+        """Paint step by step: yields a `Step` for each evaluation; leave the loop to stop.
+
+        Pictures are paths, bytes, Pillow images or arrays, as `read_image` takes them. ``size`` is the long side of
+        the result in pixels (the preset's own size if it is not given; a picture already of that size is not
+        resampled). ``iterations`` replaces the preset's. ``init`` is ``content``, ``noise``, ``style`` or a picture to
+        start from. ``seed`` draws the noise.
+
+        Raises `ImageError` for pictures that cannot be read or are too small, `LimitError` for a job beyond the
+        limits, `DivergenceError` when the loss stops being finite and shorter steps do not help.
+        """
+        painting = self.begin(content, style, size=size, iterations=iterations, init=init, seed=seed)
+        return self._exclusively(painting)
+
+    def begin(
+        self,
+        content: Source,
+        style: Source,
+        *,
+        size: int | None = None,
+        iterations: int | None = None,
+        init: Source | str | None = None,
+        seed: int = 0,
+    ) -> Painting:
+        """Return a `Painting`: the steps of `steps`, and `Painting.result` at any time.
+
+        Paintings of one stylizer must be run one after the other.
+        """
+        if size is not None and size < 1:
+            raise UsageError(f"size is {size}: give at least 1 pixel")
+        if not 0 <= seed < 2**32:
+            raise UsageError(f"seed is {seed}: give a whole number from 0 to 2³²-1")
+        preset = self.preset if iterations is None else self.preset.with_iterations(iterations)
+        job = Job(
+            content=read_image(content, self.limits),
+            style=read_image(style, self.limits),
+            preset=preset,
+            weights=self.weights,
+            plan=self.plan,
+            sizing=preset.sizing if size is None else _sized(preset.sizing, size),
+            seed=seed,
+            notes=self._notes,
+        )
+        self.limits.check_long_side(*job.size)
+        self.limits.check_iterations(preset.total_iterations())
+        return Painting(_with_init(job, init, self.limits), self.backend)
+
+    def _exclusively(self, painting: Painting) -> Iterator[Step]:
+        with self._alone():
+            yield from painting
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._busy.acquire(blocking=False):
+            raise UsageError("this Stylizer is painting already: make one for each thread, or wait for it to end")
+        try:
+            yield
+        finally:
+            self._busy.release()
+
+
+def _with_init(job: Job, init: Source | str | None, limits: Limits) -> Job:
+    from dataclasses import replace
+
+    if init is None:
+        return job
+    if isinstance(init, str) and init in INITS:
+        return replace(job, preset=replace(job.preset, init=init))
+    if isinstance(init, str) and not os.path.exists(init):
+        raise UnknownNameError("init", init, [*INITS, "a picture's path"])
+    return replace(job, start=read_image(init, limits))
+
+
+def _sized(sizing: Sizing, size: int) -> Sizing:
+    return Sizing("stretch" if sizing.edge == "stretch" else "long", size)
+
+
+def _default_weights() -> str:
+    if DEFAULT_WEIGHTS not in available():
+        raise UnavailableError(
+            "no weights on this machine yet: run impasto weights fetch vgg19 (575 MB, once), "
+            "or give --weights FILE, or --weights random to try without"
+        )
+    return DEFAULT_WEIGHTS
