@@ -317,7 +317,8 @@ def _constant_value(node: onnx.NodeProto) -> NDArray[Any]:
 
 def _foreign(node: onnx.NodeProto) -> UnsupportedOpError:
     return UnsupportedOpError(
-        f"node {label(node)}: {node.domain}::{node.op_type} is not a standard ONNX operator: export the model without it"
+        f"node {label(node)}: {node.domain}::{node.op_type} is not a standard ONNX operator: "
+        "export the model without it"
     )
 
 

@@ -23,7 +23,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Stylizer": "impasto.runtime.stylizer",
-    "Result": "impasto.runtime.job",
+    "Result": "impasto.runtime.result",
     "Step": "impasto.runtime.loop",
     "Preset": "impasto.runtime.presets",
     "Limits": "impasto.runtime.limits",
@@ -31,7 +31,7 @@ _PUBLIC = {
 __all__ = [*sorted(_PUBLIC), "__version__"]
 
 if TYPE_CHECKING:
-    from impasto.runtime.job import Result as Result
+    from impasto.runtime.result import Result as Result
     from impasto.runtime.limits import Limits as Limits
     from impasto.runtime.loop import Step as Step
     from impasto.runtime.presets import Preset as Preset

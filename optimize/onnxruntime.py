@@ -30,23 +30,26 @@ def build_session(graph: Graph, cache: EngineCache | None = None, threads: int |
     """Return a session that runs ``graph``, its engine taken from the cache or built and put there.
 
     Without a cache the graph is optimised in memory. ``threads`` is the number of threads of one run, by default
-    the CPUs available to this process. Raises `UnavailableError` without ONNX Runtime, `GraphError` for a graph that
+    the CPUs available to this process. ``arena`` keeps the memory of one run for the next. Raises `UnavailableError` without ONNX Runtime, `GraphError` for a graph that
     it refuses, `EngineError` for an engine that it cannot load.
     """
     ort = _import()
     threads = threads or available_cpus()
     if cache is None:
-        return _session(ort, graph.model().SerializeToString(), _options(ort, threads), GraphError, graph.name)
+        return _session(ort, graph.model().SerializeToString(), _options(ort, threads, arena), GraphError, graph.name)
 
     def build(folder: Path) -> None:
-        options = _options(ort, threads)
+        options = _options(ort, threads, arena)
         options.optimized_model_filepath = str(folder / ENGINE)
         _session(ort, graph.model().SerializeToString(), options, GraphError, graph.name)
 
-    folder = cache.get_or_build(_key(ort, graph), build)
-    options = _options(ort, threads)
+    options = _options(ort, threads, arena)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return _session(ort, str(folder / ENGINE), options, EngineError, graph.name)
+    key = _key(ort, graph)
+    engine = cache.get_or_build(key, build) / ENGINE
+    if not engine.exists():  # another process pruned the cache just now
+        engine = cache.get_or_build(key, build) / ENGINE
+    return _session(ort, str(engine), options, EngineError, graph.name)
 
 
 def version() -> str:
@@ -69,10 +72,11 @@ def _key(ort: Any, graph: Graph) -> EngineKey:
     )
 
 
-def _options(ort: Any, threads: int) -> SessionOptions:
+def _options(ort: Any, threads: int, arena: bool) -> SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = arena
     options.log_severity_level = _ERRORS_ONLY
     return options
 

@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from impasto.runtime.problem import Evaluator, FloatArray, Losses
 from impasto.runtime.solvers import Evaluation, Solver
@@ -34,7 +35,7 @@ class Step:
     terms: Mapping[str, float]
     best: bool
     size: tuple[int, int]
-    preview: Callable[[], np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]
+    preview: Callable[[], NDArray[np.uint8]]
 
 
 @dataclass(slots=True)

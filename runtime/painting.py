@@ -127,6 +127,10 @@ class Painting:
         seconds = self._loop_seconds
         done = self._trace[-1] if self._trace else TracePoint(0, 0, 0.0, 0.0)
         solver = _staged(preset.solver, stage)
+
+        def preview() -> NDArray[np.uint8]:
+            return to_uint8(decoded(preset.objective, best.image))
+
         for seen in descend(evaluator, solver, best, max_evaluations=preset.evaluations):
             terms = {name: value * unit for name, value in seen.losses.terms.items()}
             if seen.improved or not self._losses:
@@ -139,7 +143,7 @@ class Painting:
                 terms=terms,
                 best=seen.improved,
                 size=size,
-                preview=lambda best=best: to_uint8(decoded(preset.objective, best.image)),
+                preview=preview,
             )
             self._trace.append(TracePoint(step.iteration, step.evaluation, step.seconds, step.loss))
             yield step

@@ -20,6 +20,9 @@ STYLE_FITS: tuple[StyleFit, ...] = ("result", "rule")
 INITS: tuple[Init, ...] = ("content", "noise", "style")
 
 
+_LONG_512 = Sizing("long", 512)
+
+
 @dataclass(frozen=True)
 class Stage:
     """One of several sizes painted one after the other: its share of the final size, and its iterations."""
@@ -53,7 +56,7 @@ class Preset:
     source: str
     objective: Objective
     solver: AnySolver
-    sizing: Sizing = Sizing("long", 512)
+    sizing: Sizing = _LONG_512
     style_fit: StyleFit = "rule"
     init: Init = "content"
     noise: float = 1.0
@@ -93,7 +96,8 @@ class Preset:
                 content[deepest[-1]] = weight
         if not style:
             raise MissingTapError(
-                f"weights {weights.name!r} end at {weights.convs[-1].name} and reach no style tap of preset {self.name!r}"
+                f"weights {weights.name!r} end at {weights.convs[-1].name}, "
+                f"before every style tap of preset {self.name!r}"
             )
         return replace(self, objective=replace(self.objective, content=content, style=style).canonical(weights))
 

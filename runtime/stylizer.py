@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -171,13 +171,11 @@ class Stylizer:
 
 
 def _with_init(job: Job, init: Source | str | None, limits: Limits) -> Job:
-    from dataclasses import replace
-
     if init is None:
         return job
     if isinstance(init, str) and init in INITS:
         return replace(job, preset=replace(job.preset, init=init))
-    if isinstance(init, str) and not os.path.exists(init):
+    if isinstance(init, str) and not Path(init).exists():
         raise UnknownNameError("init", init, [*INITS, "a picture's path"])
     return replace(job, start=read_image(init, limits))
 

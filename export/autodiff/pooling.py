@@ -22,6 +22,7 @@ def max_pool(node: Node, dy: str) -> Cotangents:
     """
     x, y = node.inputs[0], node.outputs[0]
     kernel, stride, pads = _window(node)
+    _check_ceil(node, kernel, stride, pads)
     padded = _pad_for_windows(node, x, stride, pads)
     rest = dy
     parts: dict[tuple[int, int], str] = {}
@@ -91,6 +92,21 @@ def _window(node: Node) -> tuple[tuple[int, int], int, list[int]]:
     if strides[0] != strides[1]:
         raise node.error(f"strides {strides} must be equal")
     return (height, width), strides[0], node.explicit_pads(2)
+
+
+def _check_ceil(node: Node, kernel: tuple[int, int], stride: int, pads: list[int]) -> None:
+    """Refuse a fixed size whose last window in ceil mode would begin beyond the picture.
+
+    Runtimes drop that window, but ONNX's shape inference counts it (seen in 1.23), so every shape after it is wrong.
+    """
+    if not node.attributes.get("ceil_mode", 0):
+        return
+    for axis, size in enumerate(node.shape(node.inputs[0])[2:]):
+        if size is None:
+            continue
+        steps = -(-(size + pads[axis] + pads[axis + 2] - kernel[axis]) // stride)
+        if steps * stride >= size + pads[axis]:
+            raise node.error(f"in ceil_mode the last window begins beyond the size {size}: leave the size dynamic")
 
 
 def _pad_for_windows(node: Node, x: str, stride: int, pads: list[int]) -> str:

@@ -53,6 +53,7 @@ def slice_(node: Node, dy: str) -> Cotangents:
     if node.has(4) and any(step != 1 for step in node.constant(4)):
         raise node.error("steps other than 1 are not covered")
     before, after = [0] * rank, [0] * rank
+    computed: dict[int, tuple[str, str]] = {}
     for axis, start, end in zip(axes, starts, ends, strict=True):
         axis %= rank
         size = node.shape(x)[axis]
@@ -60,11 +61,27 @@ def slice_(node: Node, dy: str) -> Cotangents:
             first, last, _ = slice(start, end).indices(size)
             before[axis], after[axis] = first, size - max(last, first)
         elif start >= 0 and (end < 0 or end >= np.iinfo(np.int32).max):
+            # Known amounts, as long as the axis is not shorter than what is cut off.
             before[axis], after[axis] = start, -end if end < 0 else 0
         else:
-            raise node.error(f"the slice {start}:{end} of the dynamic axis {axis} is not covered")
+            computed[axis] = _cut_off(node, axis, start)
     rest: Cotangents = [None] * (len(node.inputs) - 1)
-    return [node.add("Pad", dy, node.ints(*before, *after)), *rest]
+    amounts = node.ints(*before, *after)
+    if computed:
+        pieces = [computed[a][0] if a in computed else node.ints(before[a]) for a in range(rank)]
+        pieces += [computed[a][1] if a in computed else node.ints(after[a]) for a in range(rank)]
+        amounts = node.add("Concat", *pieces, axis=0)
+    return [node.add("Pad", dy, amounts), *rest]
+
+
+def _cut_off(node: Node, axis: int, start: int) -> tuple[str, str]:
+    """Compute how much a slice left off before and after itself on an axis whose size shows at run time only."""
+    size, length = (node.add("Shape", name, start=axis, end=axis + 1) for name in (node.inputs[0], node.outputs[0]))
+    if start < 0:
+        before = node.add("Max", node.add("Add", size, node.ints(start)), node.ints(0))
+    else:
+        before = node.add("Min", size, node.ints(start))
+    return before, node.add("Sub", node.add("Sub", size, length), before)
 
 
 @rule("Pad")

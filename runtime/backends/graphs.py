@@ -35,8 +35,8 @@ class GraphBackend(ABC):
         self._warm: OrderedDict[Hashable, Any] = OrderedDict()
 
     @abstractmethod
-    def compile(self, graph: Graph) -> Session:
-        """Return a session that runs the graph."""
+    def compile(self, graph: Graph, *, once: bool = False) -> Session:
+        """Return a session that runs the graph; one that is run ``once`` a job keeps no memory between runs."""
 
     @abstractmethod
     def versions(self) -> dict[str, str]:
@@ -62,7 +62,7 @@ class GraphBackend(ABC):
                 space=pixel_space(objective.convention),
                 shape=shape,
             )
-            return self.compile(graph)
+            return self.compile(graph, once=True)
 
         key = ("measure", weights.sha256, objective.pooling, objective.convention, content, style, shape)
         outputs = self._kept(key, make).run({"image": image})

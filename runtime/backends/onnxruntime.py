@@ -29,9 +29,9 @@ class OnnxRuntimeBackend(GraphBackend):
         self._cache = cache
         self._threads = threads
 
-    def compile(self, graph: Graph) -> Session:
+    def compile(self, graph: Graph, *, once: bool = False) -> Session:
         """Return a session for the graph, from the engine cache if it is there."""
-        return _Session(graph, build_session(graph, self._cache, self._threads))
+        return _Session(graph, build_session(graph, self._cache, threads=self._threads, arena=not once))
 
     def versions(self) -> dict[str, str]:
         """Return ONNX Runtime's version and ONNX's."""

@@ -8,6 +8,8 @@ from impasto.export.objective import Objective
 from impasto.models.weights import Weights
 from impasto.runtime.problem import Evaluator, FloatArray, Problem
 
+Taps = tuple[str, ...]
+
 Plan = Literal["fused", "sliced"]
 PLANS: tuple[Plan, ...] = ("fused", "sliced")
 

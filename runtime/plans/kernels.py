@@ -14,7 +14,7 @@ from impasto.runtime.problem import FloatArray
 
 def content(features: FloatArray, target: FloatArray, weight: float) -> tuple[float, FloatArray]:
     """Return ``c·Σ(F - P)²`` and its cotangent ``2c·(F - P)``."""
-    difference = features - target
+    difference: FloatArray = features - target
     loss = weight * sum_of_squares(difference)
     difference *= np.float32(2 * weight)
     return loss, difference
@@ -23,20 +23,22 @@ def content(features: FloatArray, target: FloatArray, weight: float) -> tuple[fl
 def gram(features: FloatArray) -> FloatArray:
     """Return F·Fᵀ/N, (C, C)."""
     flat = features.reshape(features.shape[1], -1)
-    return (flat @ flat.T) * np.float32(1 / flat.shape[1])
+    product: FloatArray = flat @ flat.T
+    product *= np.float32(1 / flat.shape[1])
+    return product
 
 
 def style(features: FloatArray, target: FloatArray, weight: float) -> tuple[float, FloatArray]:
     """Return ``c·Σ(G - A)²`` for G = F·Fᵀ/N, and its cotangent ``4c/N·(G - A)·F``."""
     flat = features.reshape(features.shape[1], -1)
-    difference = gram(features) - target
+    difference: FloatArray = gram(features) - target
     loss = weight * sum_of_squares(difference)
     difference *= np.float32(4 * weight / flat.shape[1])
     return loss, (difference @ flat).reshape(features.shape)
 
 
 def total_variation(image: FloatArray, weight: float, form: TvForm) -> tuple[float, FloatArray]:
-    """Return the weighted total variation of an image, (1, 3, H, W), and its gradient; see `Objective` for the forms."""
+    """Return the weighted total variation of an image, (1, 3, H, W), in a form of `Objective`, and its gradient."""
     gradient = np.zeros_like(image)
     if form == "power":
         window = image[:, :, :-1, :-1]
