@@ -26,12 +26,15 @@ _PROVIDERS = ["CPUExecutionProvider"]
 _ERRORS_ONLY = 3
 
 
-def build_session(graph: Graph, cache: EngineCache | None = None, threads: int | None = None) -> InferenceSession:
+def build_session(
+    graph: Graph, cache: EngineCache | None = None, *, threads: int | None = None, arena: bool = True
+) -> InferenceSession:
     """Return a session that runs ``graph``, its engine taken from the cache or built and put there.
 
     Without a cache the graph is optimised in memory. ``threads`` is the number of threads of one run, by default
-    the CPUs available to this process. ``arena`` keeps the memory of one run for the next. Raises `UnavailableError` without ONNX Runtime, `GraphError` for a graph that
-    it refuses, `EngineError` for an engine that it cannot load.
+    the CPUs available to this process. ``arena`` keeps the memory of one run for the next. Raises
+    `UnavailableError` without ONNX Runtime, `GraphError` for a graph that it refuses, `EngineError` for an engine
+    that it cannot load.
     """
     ort = _import()
     threads = threads or available_cpus()
