@@ -18,12 +18,14 @@ Outputs: every term, weighted, a scalar (``loss.content.<tap>``, ``loss.style.<t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from impasto.export.autodiff import differentiate
 from impasto.export.forward import IMAGE, forward_graph
-from impasto.export.graph import Graph
-from impasto.export.objective import Objective
+from impasto.export.graph import Graph, Shape
+from impasto.export.objective import Objective, TvForm
 from impasto.export.terms import content_term, style_term, total_variation
 from impasto.models.conventions import pixel_space
 from impasto.models.weights import Weights
@@ -44,14 +46,29 @@ def fused_graph(objective: Objective, weights: Weights, shape: tuple[int, int] |
         space=pixel_space(objective.convention),
         shape=shape,
     )
+    fuse(graph, objective.content, objective.style, objective.tv_form if objective.tv else None)
+    return graph
+
+
+def fuse(graph: Graph, content: Iterable[str], style: Iterable[str], tv_form: TvForm | None) -> None:
+    """Turn a graph that computes taps from ``image`` into the fused graph of terms on them.
+
+    The taps are tensors of shape (1, C, h, w), C static. ``tv_form`` None leaves the total variation out. Raises as
+    `differentiate` does.
+    """
     types = graph.infer_shapes()
-    losses = [content_term(graph, tap, types[tap][1]) for tap in objective.content]
-    losses += [style_term(graph, tap, weights.backbone.channels(tap)) for tap in objective.style]
-    if objective.tv:
-        losses.append(total_variation(graph, objective.tv_form))
+    losses = [content_term(graph, tap, types[tap][1]) for tap in content]
+    losses += [style_term(graph, tap, _channels(types[tap][1])) for tap in style]
+    if tv_form is not None:
+        losses.append(total_variation(graph, tv_form))
     one = graph.literal(1.0, np.float32)
     gradient = differentiate(graph, dict.fromkeys(losses, one), [IMAGE])[IMAGE]
     graph.add("Identity", gradient, name=GRADIENT)
     graph.outputs = [*losses, GRADIENT]
     graph.prune()
-    return graph
+
+
+def _channels(shape: Shape) -> int:
+    channels = shape[1]
+    assert isinstance(channels, int)
+    return channels

@@ -121,7 +121,7 @@ def _typed_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except FileExistsError:
         raise OutputError(
-            f"output {shown} exists: choose another name, or allow it to be replaced with overwrite=True (--overwrite)"
+            f"output {shown} exists: choose another name, or allow it to be replaced with overwrite=True (--force)"
         ) from None
     except (FileNotFoundError, NotADirectoryError):
         folder = repr(str(Path(path).parent))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from impasto.errors import MissingTapError, UnknownNameError, UsageError
 from impasto.export.objective import Objective
+from impasto.models.conventions import pixel_space
 from impasto.models.weights import Weights
 from impasto.runtime.images import Sizing
 from impasto.runtime.solvers import LBFGS, LBFGSB, SGD, SOLVERS, Adam, TorchLBFGS
@@ -126,7 +127,54 @@ class Preset:
             return replace(self, stages=stages)
         if isinstance(self.solver, LBFGS | Adam | SGD):
             return replace(self, solver=replace(self.solver, iterations=iterations))
+        if isinstance(self.solver, LBFGSB):
+            rounds = -(-iterations // self.solver.maxfun)
+            return replace(self, solver=replace(self.solver, rounds=rounds), evaluations=iterations)
         return replace(self, evaluations=iterations)
+
+    def with_solver(self, name: str) -> Preset:
+        """Return the preset with another solver, at settings that suit its pixel space, for as many iterations.
+
+        - ``lbfgs``: a first trial step of one grey level; 20 pairs.
+        - ``adam``: a learning rate of 10 in 0–255 spaces (jcjohnson/neural-style), in proportion in others.
+        - ``torch-lbfgs``: torch's defaults without its absolute tolerances, which small losses fall below at once.
+        - ``lbfgs-b``: SciPy's, in rounds of 20 evaluations as in the Keras book.
+        - ``sgd``: only where the preset has it already, since its learning rate belongs to the scale of one loss.
+
+        The preset's own solver is kept as it is. `torch-lbfgs` and `lbfgs-b` depend on the loss's scale, too, and may
+        end early on small ones. Raises `UnknownNameError` for an unknown name, `UsageError` for ``sgd`` elsewhere, and
+        for solvers that have no number of iterations with a preset of several stages.
+        """
+        if name not in SOLVERS:
+            raise UnknownNameError("solver", name, SOLVERS)
+        if name == solver_name(self.solver):
+            return self
+        iterations = self.total_iterations()
+        lows, highs = pixel_space(self.objective.pixels).bounds()
+        grey_level = max(high - low for low, high in zip(lows, highs, strict=True)) / 255
+        solver: AnySolver
+        match name:
+            case "lbfgs":
+                solver = LBFGS(iterations, first_step=grey_level)
+            case "adam":
+                solver = Adam(iterations, learning_rate=10 * grey_level)
+            case "torch-lbfgs":
+                solver = TorchLBFGS(tolerance_grad=0.0, tolerance_change=0.0)
+            case "lbfgs-b":
+                solver = LBFGSB(rounds=-(-iterations // 20), maxfun=20)
+            case _:
+                raise UsageError(
+                    f"solver {name} has no learning rate that suits preset {self.name!r}: take adam, or a preset "
+                    "that is made for it (keras-io)"
+                )
+        if isinstance(solver, LBFGS | Adam):
+            return replace(self, solver=solver, evaluations=None)
+        if self.stages:
+            raise UsageError(
+                f"solver {name} has no number of iterations, which the stages of preset {self.name!r} need: "
+                "take lbfgs or adam"
+            )
+        return replace(self, solver=solver, evaluations=iterations)
 
     def with_weights(self, content: float | None = None, style: float | None = None, tv: float | None = None) -> Preset:
         """Return the preset with other loss weights.

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+
 from impasto.errors import UnavailableError, UnknownNameError, UsageError
 from impasto.models.locate import available, find_weights
 from impasto.models.weights import Weights
@@ -122,6 +124,14 @@ class Stylizer:
         """
         painting = self.begin(content, style, size=size, iterations=iterations, init=init, seed=seed)
         return self._exclusively(painting)
+
+    def warm_up(self, width: int, height: int) -> None:
+        """Compile what painting a picture of that size needs, so that the first job does not wait for it.
+
+        Raises as `stylize` does; `ImageError` for a size that is too small.
+        """
+        grey = np.full((height, width, 3), 0.5, np.float32)
+        self.stylize(grey, grey, size=max(width, height), iterations=1)
 
     def begin(
         self,

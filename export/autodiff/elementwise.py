@@ -78,10 +78,12 @@ def pow_(node: Node, dy: str) -> Cotangents:
     if node.wants(1):
         raise node.error("the exponent must not depend on what is differentiated")
     base, exponent = node.inputs
+    # 0·A^(0-1) would be 0·∞ at A = 0, so there the exponent stays 0: p - 1 + [p = 0].
+    is_zero = node.add("Equal", exponent, node.scalar(0.0, exponent))
+    is_zero = node.add("Cast", is_zero, to=_tensor_type(node, base))
     if node.dtype(exponent) != node.dtype(base):
         exponent = node.add("Cast", exponent, to=_tensor_type(node, base))
-    # 0·A^(0-1) would be 0·∞ at A = 0, so there the exponent stays 0: p - 1 + [p = 0].
-    lower = node.add("Add", node.add("Sub", exponent, node.scalar(1.0, base)), _mask(node, "Equal", exponent, 0.0))
+    lower = node.add("Add", node.add("Sub", exponent, node.scalar(1.0, base)), is_zero)
     slope = node.add("Mul", node.add("Pow", base, lower), exponent)
     return [node.reduce_to(node.add("Mul", dy, slope), base), None]
 

@@ -155,7 +155,7 @@ def _weave(
                 part = node.add("Pad", part, node.ints(*amounts))
             total = part if total is None else node.add("Add", total, part)
         if total is None:  # a stride larger than the window leaves positions that no window reads
-            total = node.add("Mul", parts[0, 0], node.scalar(0.0, node.inputs[0]))
+            total = node.add("Mul", phases[0], node.scalar(0.0, node.inputs[0]))
         phases.append(total)
     if stride == 1:
         return phases[0], size

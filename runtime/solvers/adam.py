@@ -10,7 +10,7 @@ import numpy as np
 from impasto.models.conventions import FloatArray
 from impasto.runtime.solvers.bounds import Bounds
 from impasto.runtime.solvers.fixed_step import fixed_step
-from impasto.runtime.solvers.protocol import Trials, flat_copy, power_of_two_scale, require
+from impasto.runtime.solvers.protocol import Trials, flat_copy, overflow_fails, power_of_two_scale, require
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class _Moments:
         self._v.fill(0)
         self._steps = 0
 
+    @overflow_fails
     def step(self, x: FloatArray, gradient: FloatArray, iteration: int, shrink: float) -> None:
         settings = self._settings
         if iteration - 1 in self._rates:

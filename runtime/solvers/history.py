@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from impasto.models.conventions import FloatArray
+from impasto.runtime.solvers.protocol import overflow_fails
 
 
 class History:
@@ -51,6 +52,7 @@ class History:
         row: FloatArray = self._rows[2 * self._spare + 1]
         return row
 
+    @overflow_fails
     def curvature(self) -> tuple[float, float, float]:
         """Return s·y, s·s and y·y of the pair last written."""
         s, y = self.step, self.change
@@ -71,6 +73,7 @@ class History:
         self._order.clear()
         self._spare, self._new = 0, None
 
+    @overflow_fails
     def direction(self, gradient: FloatArray, out: FloatArray) -> None:
         """Write −H·gradient to ``out``, H being the pairs' approximation of the inverse Hessian.
 

@@ -10,7 +10,16 @@ import numpy as np
 
 from impasto.models.conventions import FloatArray
 from impasto.runtime.solvers.history import History
-from impasto.runtime.solvers.protocol import Evaluation, Trial, Trials, flat_copy, largest, power_of_two_scale, require
+from impasto.runtime.solvers.protocol import (
+    Evaluation,
+    Trial,
+    Trials,
+    flat_copy,
+    largest,
+    overflow_fails,
+    power_of_two_scale,
+    require,
+)
 from impasto.runtime.solvers.recovery import Failures
 from impasto.runtime.solvers.wolfe import Point, strong_wolfe
 
@@ -31,7 +40,7 @@ class LBFGS:
 
     When a line search finds nothing lower, the pairs are dropped and steepest descent is tried once; when that fails
     too, when the gradient is zero, or after ten iterations without a new lowest loss, x is stationary to rounding and
-    the solver ends. A failed evaluation shortens the step. Memory: 2·(min(history, iterations) + 1) + 6 vectors.
+    the solver ends. A failed evaluation shortens the step. Memory: 2·(min(history, iterations) + 1) + 7 vectors.
 
     Raises `impasto.errors.UsageError` for settings that cannot work.
     """
@@ -129,15 +138,18 @@ class _Line:
         self.direction, self.trial = np.empty_like(x), np.empty_like(x)
         self.trial_gradient, self.kept_gradient = np.empty_like(x), np.empty_like(x)
 
+    @overflow_fails
     def move(self, step: float) -> None:
         """Put the trial at that step."""
         np.multiply(self.direction, np.float32(step), out=self.trial)
         self.trial += self.x
 
+    @overflow_fails
     def receive(self, gradient: FloatArray) -> None:
         """Take the trial's gradient."""
         np.multiply(gradient, np.float32(self.scale), out=self.trial_gradient)
 
+    @overflow_fails
     def slope(self, gradient: FloatArray) -> float:
         """Return the slope, scaled loss per unit of step, where the scaled gradient is that."""
         return float(gradient @ self.direction)

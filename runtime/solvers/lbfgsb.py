@@ -84,14 +84,17 @@ class LBFGSB:
         """Call SciPy, in the worker's thread."""
         x = start.astype(np.float64)
         box = None if self.bounds is None else optimize.Bounds(*self.bounds.arrays(x.size))
-        iteration = 0
+        iteration = 0  # under way; 0 is the start's evaluation
 
         def count(_: Vector) -> None:
             nonlocal iteration
             iteration += 1
 
         def function(point: Vector) -> _Answer:
-            return ask((point, iteration))
+            nonlocal iteration
+            answer = ask((point, iteration))
+            iteration = max(iteration, 1)
+            return answer
 
         for _ in range(self.rounds):
             before = x.copy()

@@ -48,6 +48,9 @@ class Evaluation:
 
 Trials = Generator[Trial, Evaluation, None]
 
+overflow_fails = np.errstate(over="ignore", invalid="ignore")
+"""Decorates arithmetic that may overflow when a run explodes: no warning, the next evaluation fails and says so."""
+
 
 class Solver(Protocol):
     """The settings of a solver: a frozen dataclass, checked when made, JSON-able by `dataclasses.asdict`."""

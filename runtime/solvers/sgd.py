@@ -9,7 +9,7 @@ import numpy as np
 
 from impasto.models.conventions import FloatArray
 from impasto.runtime.solvers.fixed_step import fixed_step
-from impasto.runtime.solvers.protocol import Trials, flat_copy, require
+from impasto.runtime.solvers.protocol import Trials, flat_copy, overflow_fails, require
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class _Descent:
     def restart(self) -> None:
         """Nothing: no gradient is remembered."""
 
+    @overflow_fails
     def step(self, x: FloatArray, gradient: FloatArray, iteration: int, shrink: float) -> None:
         settings = self._settings
         rate = settings.learning_rate * settings.decay_rate ** ((iteration - 1) / settings.decay_steps)

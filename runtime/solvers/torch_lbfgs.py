@@ -11,7 +11,7 @@ import numpy as np
 from impasto.models.conventions import FloatArray
 from impasto.runtime.solvers.bounds import Bounds
 from impasto.runtime.solvers.history import History
-from impasto.runtime.solvers.protocol import Evaluation, Trial, Trials, flat_copy, largest, require
+from impasto.runtime.solvers.protocol import Evaluation, Trial, Trials, flat_copy, largest, overflow_fails, require
 from impasto.runtime.solvers.recovery import Failures
 
 _MIN_CURVATURE = 1e-10
@@ -31,7 +31,7 @@ class TorchLBFGS:
 
     There is no budget of iterations: the driver stops it, or it ends when a whole step leaves x as it was. Departure:
     after a failed evaluation it goes back to the last good iterate, forgets its pairs, and starts again with half the
-    first move (a quarter after two failures in a row, and so on). Memory: 2·(history + 1) + 6 vectors.
+    first move (a quarter after two failures in a row, and so on). Memory: 2·(history + 1) + 7 vectors.
 
     Raises `impasto.errors.UsageError` for settings that cannot work.
     """
@@ -76,7 +76,7 @@ class TorchLBFGS:
             size = self.learning_rate
             if first:
                 size *= min(1.0, 1.0 / float(np.abs(state.gradient).sum())) * 0.5**state.failures.in_a_row
-            if float(state.gradient @ state.direction) > -self.tolerance_change:
+            if state.slope() > -self.tolerance_change:
                 return
             before = state.loss
             state.move(size)
@@ -124,6 +124,7 @@ class _State:
         self._restart = True
         return False
 
+    @overflow_fails
     def turn(self) -> bool:
         """Take in the last move and find the next direction; return whether it is a first one, by the gradient only."""
         self.iterations += 1
@@ -141,6 +142,12 @@ class _State:
         np.copyto(self._last_gradient, self.gradient)
         return first
 
+    @overflow_fails
+    def slope(self) -> float:
+        """Return the loss's derivative along the direction."""
+        return float(self.gradient @ self.direction)
+
+    @overflow_fails
     def move(self, size: float) -> None:
         """Go that multiple of the direction."""
         self._size = size

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,9 +24,7 @@ def padded(x, pads):
 def prove_conv(prove, weight, *, strides=(1, 1), pads=(0, 0, 0, 0), dilations=(1, 1), group=1, batch=1, sizes):
     bias = kernel(weight.shape[0])
     prove(
-        lambda g: g.add(
-            "Conv", "x", "w", "b", strides=[*strides], pads=[*pads], dilations=[*dilations], group=group
-        ),
+        lambda g: g.add("Conv", "x", "w", "b", strides=[*strides], pads=[*pads], dilations=[*dilations], group=group),
         lambda x, w, b: F.conv2d(padded(x, pads), w, b, stride=strides, dilation=dilations, groups=group),
         {"x": (batch, weight.shape[1] * group, "height", "width"), "w": weight, "b": bias},
         sizes=sizes,
@@ -50,11 +47,13 @@ def test_kernels_and_strides(prove, side, stride, pad):
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("pads", [(1, 0, 0, 2), (0, 2, 1, 1), (3, 4, 5, 3), (2, 3, 0, 0)])
 def test_asymmetric_pads_and_pads_wider_than_the_kernel_reaches(prove, pads, stride):
-    prove_conv(prove, kernel(2, 3, 3, 3), strides=(stride,) * 2, pads=pads, sizes=[(6, 7), (3, 4), (1, 3)][:2])
+    prove_conv(prove, kernel(2, 3, 3, 3), strides=(stride,) * 2, pads=pads, sizes=[(6, 7), (3, 4)])
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("group", "shape"), [(2, (4, 2, 3, 3)), (3, (3, 1, 3, 3)), (3, (6, 1, 2, 3)), (2, (6, 3, 1, 1))])
+@pytest.mark.parametrize(
+    ("group", "shape"), [(2, (4, 2, 3, 3)), (3, (3, 1, 3, 3)), (3, (6, 1, 2, 3)), (2, (6, 3, 1, 1))]
+)
 def test_groups_down_to_depthwise(prove, group, shape, stride):
     prove_conv(
         prove, kernel(*shape), group=group, strides=(stride,) * 2, pads=(1, 1, 0, 1), sizes=[(6, 5), (5, 8)], batch=2
@@ -207,7 +206,3 @@ def test_the_file_holds_each_kernel_once():
     graph.outputs = [differentiate(graph, {"y": "dy"}, ["x"])["x"]]
     graph.prune()
     assert sum(value.size for value in graph.constants.values() if value.dtype == np.float32) == 64 * 2 * 9
-
-
-def test_torch_is_the_reference_in_double_precision():
-    assert torch.tensor(np.ones(1)).dtype == torch.float64

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -62,10 +62,13 @@ def rosenbrock() -> Function:
 
 
 @pytest.fixture
-def style() -> Callable[[int], tuple[Function, Vector]]:
+def style() -> Iterator[Callable[[int], tuple[Function, Vector]]]:
     """A small style transfer in float32: Grams and activations of two random convolutions, and a random start."""
     torch = pytest.importorskip("torch")
     functional = torch.nn.functional
+    # Threads that wait for each other over such small convolutions take fifty times as long on a busy machine.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
 
     def make(seed: int) -> tuple[Function, Vector]:
         stream = torch.Generator().manual_seed(seed)
@@ -96,4 +99,5 @@ def style() -> Callable[[int], tuple[Function, Vector]]:
 
         return function, start
 
-    return make
+    yield make
+    torch.set_num_threads(threads)

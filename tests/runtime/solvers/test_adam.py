@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from impasto.runtime.solvers import Adam, Bounds, Evaluation, drive
 
 

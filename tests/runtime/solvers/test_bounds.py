@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+
 from impasto.errors import UsageError
 from impasto.runtime.solvers import Bounds
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from impasto.runtime.solvers import LBFGS, Evaluation, drive
 
 
@@ -47,7 +48,7 @@ def noisy(seed, size=500):
 def test_ill_conditioned_quadratics_are_solved_to_rounding(quadratic, condition):
     function = quadratic(50, condition)
     start = np.random.default_rng(0).standard_normal(50).astype(np.float32)
-    best, loss, count = drive(LBFGS(1000, history=50, first_step=0.1), start, function, 1000)
+    _, loss, count = drive(LBFGS(1000, history=50, first_step=0.1), start, function, 1000)
     # Float32 x near 1 is off by 6e-8 at best, so losses of 50 · (6e-8)² / 2 ≈ 1e-13 are what can be had.
     assert loss < 1e-11
     assert count < 1000
@@ -80,17 +81,24 @@ def make(case, seed, request):
 
 
 @pytest.mark.parametrize(
-    "case", ["style", "noisy", "quadratic-200", "rosenbrock-10", "rosenbrock-100", "rosenbrock-1000"]
+    ("case", "starts", "first_step"),
+    [
+        ("style", 12, 0.1),
+        ("noisy", 12, 1.0),
+        ("quadratic-200", 40, 1.0),
+        ("rosenbrock-10", 40, 1.0),
+        ("rosenbrock-100", 12, 1.0),
+        ("rosenbrock-1000", 12, 1.0),
+    ],
 )
-def test_no_worse_than_torch_at_equal_evaluations(case, request):
-    # Where two runs differ by rounding, losses scatter by some percent either way; the mean of twelve starts, by 1%.
-    evaluations = 100
+def test_no_worse_than_torch_at_equal_evaluations(case, starts, first_step, request):
+    # Rounding alone scatters such a loss by 2% (style) to 10% (quadratic); the means over the starts, by 1 to 2%.
     ours, theirs = [], []
-    for seed in range(12):
+    for seed in range(starts):
         # Made twice, so that both meet the same noise.
         function, start = make(case, seed, request)
-        ours.append(drive(LBFGS(1000, first_step=0.1), start, function, evaluations)[1])
-        theirs.append(torch_lowest(*make(case, seed, request), evaluations, history=20))
+        ours.append(drive(LBFGS(1000, first_step=first_step), start, function, 100)[1])
+        theirs.append(torch_lowest(*make(case, seed, request), 100, history=20))
     assert np.mean(ours) <= 1.02 * np.mean(theirs)
 
 
@@ -145,15 +153,17 @@ def test_noise_alone_ends_the_run():
     assert drive(LBFGS(10_000), np.zeros(5, np.float32), function, 10_000)[2] < 300
 
 
-def test_the_budget_of_iterations_is_kept(rosenbrock, recorder):
+def test_the_budget_of_iterations_is_kept(rosenbrock):
     trials = LBFGS(7, first_step=0.1).minimise(np.zeros(10, np.float32))
-    trial, last = next(trials), 0
-    with pytest.raises(StopIteration):
+    numbers = [next(trials).iteration]
+    x = np.zeros(10, np.float32)
+    try:
         while True:
-            last = trial.iteration
-            loss, gradient = rosenbrock(trial.x)
-            trial = trials.send(Evaluation(loss, gradient))
-    assert last == 7
+            trial = trials.send(Evaluation(*rosenbrock(x)))
+            x = trial.x
+            numbers.append(trial.iteration)
+    except StopIteration:
+        assert numbers[-1] == 7
 
 
 def test_a_reused_gradient_buffer_is_no_trouble(rosenbrock, recorder):

@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+
 from impasto.errors import UnavailableError
 from impasto.runtime.solvers import LBFGSB, Bounds, Evaluation, drive
 
@@ -30,7 +31,7 @@ def test_evaluates_the_points_of_the_book_s_loop(rosenbrock, recorder, box):
         x, _, _ = optimize.fmin_l_bfgs_b(function, x, bounds=pairs, maxfun=20)
     recorded = recorder(rosenbrock)
     _, _, count = drive(LBFGSB(rounds=6, bounds=bounds), start, recorded, 1000)
-    assert count == len(points) > 100
+    assert count == len(points) > 50
     # The same SciPy on the same numbers: the same bits.
     assert np.array_equal(recorded.points, points)
 

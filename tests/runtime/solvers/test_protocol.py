@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from impasto.errors import UsageError
 from impasto.runtime.solvers import SGD, Evaluation, Trial, drive
 from impasto.runtime.solvers.protocol import flat_copy, largest, power_of_two_scale
@@ -37,7 +38,7 @@ def test_drive_ends_with_the_solver():
 @pytest.mark.parametrize(("loss", "element"), [(math.nan, 1.0), (-math.inf, 1.0), (1.0, math.inf), (1.0, math.nan)])
 def test_drive_passes_anything_not_finite_on_as_failed(loss, element):
     solver = Scripted(2)
-    best, lowest, _ = drive(solver, np.full(2, 7, np.float32), lambda x: (loss, np.array([0, element], np.float32)), 3)
+    best, lowest, _ = drive(solver, np.full(2, 7, np.float32), lambda _: (loss, np.array([0, element], np.float32)), 3)
     assert [evaluation.loss for evaluation in solver.sent] == [math.inf] * 2
     assert best.tolist() == [7, 7]
     assert lowest == math.inf

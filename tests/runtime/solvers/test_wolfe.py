@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from impasto.runtime.solvers.wolfe import ROUNDING, Point, strong_wolfe
 
 C1, C2 = 1e-4, 0.9

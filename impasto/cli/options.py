@@ -1,0 +1,118 @@
+"""Options that several commands share, and what becomes of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+if TYPE_CHECKING:
+    from impasto.export.forward import Pooling
+    from impasto.runtime.limits import Limits
+    from impasto.runtime.presets import Preset
+
+DEFAULT_PRESET = "impasto"
+
+_OBJECTIVE = "What is painted"
+_ENGINE = "How it is computed"
+_LIMITS = "Limits (0 or none lifts one)"
+
+
+def _limit(text: str) -> int:
+    """Parse a limit: a whole number, 0 for none."""
+    if text == "none":
+        return 0
+    try:
+        value = int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no limit: give a whole number, or none") from None
+    if value < 0:
+        raise typer.BadParameter(f"{value} is no limit: give a whole number, or none")
+    return value
+
+
+def _limit_option(name: str, help: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(
+        name, parser=_limit, metavar="N|none", help=help, rich_help_panel=_LIMITS, show_default=False
+    )
+    return option
+
+
+PresetOption = Annotated[
+    str, typer.Option("--preset", metavar="NAME", help="Recipe to follow; see impasto presets list.")
+]
+ContentWeight = Annotated[
+    float | None,
+    typer.Option(help="Weight of the content terms (the largest; others in proportion).", rich_help_panel=_OBJECTIVE),
+]
+StyleWeight = Annotated[
+    float | None,
+    typer.Option(help="Weight of the style terms (the largest; others in proportion).", rich_help_panel=_OBJECTIVE),
+]
+TvWeight = Annotated[float | None, typer.Option(help="Weight of the total variation.", rich_help_panel=_OBJECTIVE)]
+PoolingOption = Annotated[
+    str | None,
+    typer.Option("--pooling", metavar="max|average", help="Pooling of the network.", rich_help_panel=_OBJECTIVE),
+]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="NAME|PATH",
+        help="Network weights: a name of impasto weights list, a safetensors file, or random. (default: vgg19)",
+        rich_help_panel=_ENGINE,
+    ),
+]
+BackendOption = Annotated[
+    str,
+    typer.Option("--backend", metavar="auto|onnxruntime|torch", help="What runs the graphs.", rich_help_panel=_ENGINE),
+]
+PlanOption = Annotated[
+    str,
+    typer.Option("--plan", metavar="fused|sliced", help="One graph for all, or one a slice.", rich_help_panel=_ENGINE),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="CPU threads; by default all that are available.", rich_help_panel=_ENGINE),
+]
+MaxFileBytes = Annotated[int | None, _limit_option("--max-file-bytes", "Bytes of a picture's file.")]
+MaxPixels = Annotated[int | None, _limit_option("--max-pixels", "Pixels of an input picture.")]
+MaxLongSide = Annotated[int | None, _limit_option("--max-long-side", "Longer side of the result, in pixels.")]
+MaxIterations = Annotated[int | None, _limit_option("--max-iterations", "Iterations of the solver.")]
+MaxEvaluations = Annotated[int | None, _limit_option("--max-evaluations", "Evaluations of the objective.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors, and what --json asks for.")]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Picture to write: PNG, JPEG, WebP, TIFF.")]
+
+
+def make_preset(
+    name: str,
+    *,
+    solver: str | None = None,
+    pooling: str | None = None,
+    content_weight: float | None = None,
+    style_weight: float | None = None,
+    tv_weight: float | None = None,
+) -> Preset:
+    """Return the preset of that name with the changes that were asked for.
+
+    Raises `UnknownNameError` for a preset or solver that does not exist, `UsageError` for changes that cannot work.
+    """
+    from impasto.runtime.recipes import find_preset
+
+    preset = find_preset(name)
+    if pooling is not None:
+        preset = replace(preset, objective=replace(preset.objective, pooling=cast("Pooling", pooling)))
+    if solver is not None:
+        preset = preset.with_solver(solver)
+    return preset.with_weights(content_weight, style_weight, tv_weight)
+
+
+def make_limits(**given: int | None) -> Limits:
+    """Return the limits with those replaced that were given; 0 lifts one."""
+    from impasto.runtime.limits import Limits
+
+    return Limits.from_json({name: value or None for name, value in given.items() if value is not None})

@@ -1,0 +1,163 @@
+"""``impasto stylize``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from impasto.cli import options
+from impasto.cli.console import emit_json, say
+from impasto.errors import Interrupted, OutputError
+
+if TYPE_CHECKING:
+    from impasto.runtime.backends.protocol import Plan
+    from impasto.runtime.loop import Step
+    from impasto.runtime.painting import Painting
+
+
+def stylize(
+    content: Annotated[Path, typer.Argument(metavar="CONTENT", help="Picture whose content is kept.")],
+    style: Annotated[Path, typer.Argument(metavar="STYLE", help="Picture whose style is taken.")],
+    output: options.Output,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Long side of the result in pixels. (default: the preset's)")
+    ] = None,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Iterations of the solver. (default: the preset's)")
+    ] = None,
+    preset: options.PresetOption = options.DEFAULT_PRESET,
+    init: Annotated[
+        str | None,
+        typer.Option(metavar="content|noise|style|PATH", help="What to start from. (default: the preset's)"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the noise.")] = 0,
+    content_weight: options.ContentWeight = None,
+    style_weight: options.StyleWeight = None,
+    tv_weight: options.TvWeight = None,
+    pooling: options.PoolingOption = None,
+    solver: Annotated[
+        str | None,
+        typer.Option(
+            metavar="lbfgs|adam|torch-lbfgs|lbfgs-b|sgd",
+            help="Another solver, for as many iterations. (default: the preset's)",
+            rich_help_panel="How it is computed",
+        ),
+    ] = None,
+    weights: options.WeightsOption = None,
+    backend: options.BackendOption = "auto",
+    plan: options.PlanOption = "fused",
+    threads: options.Threads = None,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of JPEG and WebP.")] = 95,
+    save_every: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Also write OUT-0010.png and so on, each N iterations.")
+    ] = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    force: options.Force = False,
+    max_file_bytes: options.MaxFileBytes = None,
+    max_pixels: options.MaxPixels = None,
+    max_long_side: options.MaxLongSide = None,
+    max_iterations: options.MaxIterations = None,
+    max_evaluations: options.MaxEvaluations = None,
+) -> None:
+    """Paint CONTENT in the style of STYLE.
+
+    Ctrl-C stops early and writes the best picture so far.
+    """
+    from impasto.runtime.files import check_writable
+    from impasto.runtime.write_image import image_format
+
+    # Before anything slow: a job must not fail at its end for what could be known at its start.
+    image_format(output)
+    check_writable(output, force)
+    recipe = options.make_preset(
+        preset,
+        solver=solver,
+        pooling=pooling,
+        content_weight=content_weight,
+        style_weight=style_weight,
+        tv_weight=tv_weight,
+    )
+    if iterations is not None:
+        recipe = recipe.with_iterations(iterations)
+    snapshots = None
+    if save_every is not None:
+        snapshots = Snapshots(output, save_every, quality, force)
+        snapshots.check(recipe.total_iterations())
+    limits = options.make_limits(
+        max_file_bytes=max_file_bytes,
+        max_pixels=max_pixels,
+        max_long_side=max_long_side,
+        max_iterations=max_iterations,
+        max_evaluations=max_evaluations,
+    )
+
+    from impasto.cli.paint import paint, stop_on_signals
+    from impasto.runtime.stylizer import Stylizer
+
+    with (
+        stop_on_signals() as request,
+        Stylizer(
+            recipe, weights=weights, backend=backend, plan=cast("Plan", plan), limits=limits, threads=threads
+        ) as stylizer,
+    ):
+        # Named pictures and paths alike; a path object would be looked for even if it is called "noise".
+        painting = stylizer.begin(content, style, size=size, init=init, seed=seed)
+        each = None if snapshots is None else snapshots.of(painting)
+        result = paint(painting, stylizer.preset, request, quiet, each)
+        result.save(output, quality=quality, overwrite=force)
+    width, height = result.size
+    if not quiet:
+        for note in result.notes:
+            say(f"note: {note}")
+        say(f"wrote {str(output)!r}, {width}×{height}, loss {result.loss['total']:.4g}, {result.seconds:.1f} s")
+    if json:
+        emit_json(result.to_json(str(output)))
+    if result.stop == "interrupted":
+        raise Interrupted(
+            f"interrupted after {len(result.trace)} evaluations: the best picture so far is in {str(output)!r}"
+        )
+
+
+@dataclass
+class Snapshots:
+    """The pictures that ``--save-every`` asks for: ``<stem>-<iteration:04d><suffix>`` beside the output."""
+
+    output: Path
+    every: int
+    quality: int
+    overwrite: bool
+    _last: int = field(default=0, init=False)
+
+    def path(self, iteration: int) -> Path:
+        """Return where the picture of that iteration goes."""
+        return self.output.with_name(f"{self.output.stem}-{iteration:04d}{self.output.suffix}")
+
+    def check(self, iterations: int) -> None:
+        """Raise `OutputError` if a job of so many iterations would replace a file and may not."""
+        if self.overwrite:
+            return
+        name = re.compile(re.escape(self.output.stem) + r"-(\d{4,})" + re.escape(self.output.suffix))
+        for other in sorted(self.output.parent.iterdir()):
+            match = name.fullmatch(other.name)
+            if match and int(match[1]) <= iterations and int(match[1]) % self.every == 0:
+                raise OutputError(
+                    f"output {str(other)!r}, which --save-every would write, exists: choose another name than "
+                    f"{str(self.output)!r}, or allow it to be replaced (--force)"
+                )
+
+    def of(self, painting: Painting) -> Callable[[Step], None]:
+        """Return what is to be called with each step of the painting."""
+
+        def save(step: Step) -> None:
+            due = step.iteration // self.every * self.every
+            if due > self._last:
+                self._last = due
+                painting.result().save(self.path(due), quality=self.quality, overwrite=self.overwrite)
+
+        return save
