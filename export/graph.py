@@ -265,7 +265,7 @@ def label(node: onnx.NodeProto) -> str:
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     """Return a node's attributes as Python values; strings are decoded."""
     values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
+    return {k: v.decode(errors="replace") if isinstance(v, bytes) else v for k, v in values.items()}
 
 
 def _model(
@@ -296,8 +296,15 @@ def _value_info(name: str, dtype: np.dtype[Any], shape: Shape | None) -> onnx.Va
 
 def _type_of(value: onnx.ValueInfoProto) -> tuple[np.dtype[Any], Shape]:
     tensor = value.type.tensor_type
+    if tensor.elem_type not in _ELEMENT_TYPES:
+        raise GraphError(f"{value.name!r} is not a tensor of numbers: such models are not read")
     dims = tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim)
+    if any(isinstance(d, bytes) for d in dims):  # as protobuf gives a string that is none
+        raise GraphError(f"{value.name!r} has a dimension whose name is not UTF-8")
     return np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), dims
+
+
+_ELEMENT_TYPES = frozenset(helper.get_all_tensor_dtypes()) - {onnx.TensorProto.STRING}
 
 
 def _constant_value(node: onnx.NodeProto) -> NDArray[Any]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from impasto.errors import GraphError, ImpastoError, UnknownNameError
+from impasto.errors import GraphError, ImpastoError
 from impasto.export.graph import Dim
 from impasto.export.objective import Objective
 from impasto.models.backbones import BACKBONES
@@ -166,8 +167,6 @@ def file_digest(path: Path) -> str:
 
 
 def _check_digest(folder: Path, name: str, sha256: str, size: int | None = None) -> None:
-    if (folder / name).is_symlink():
-        raise GraphError(f"{str(folder / name)!r} is a link, a bundle's files are not: export the bundle again")
     found = _read(folder, name, lambda path: path.stat().st_size)
     if size is not None and found != size:
         raise GraphError(f"{str(folder / name)!r} has {found} bytes, must have {size}: export the bundle again")
@@ -180,6 +179,9 @@ _T = TypeVar("_T")
 
 def _read(folder: Path, name: str, read: Callable[[Path], _T]) -> _T:
     try:
+        # Neither links, which lead out of the folder, nor pipes, which never end.
+        if not stat.S_ISREG((folder / name).lstat().st_mode):
+            raise GraphError(f"{str(folder / name)!r} is not a plain file: export the bundle again")
         return read(folder / name)
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL character
         reason = getattr(error, "strerror", None) or error

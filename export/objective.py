@@ -49,7 +49,8 @@ class Objective:
     - ``pixels``: the pixel space of the iterate, in which the total variation is taken and which the network is
       given as it is. ``convention``: the one of the weights that the recipe was written for.
 
-    Raises `UsageError` for an unknown form, a weight that is negative or not finite, and for no terms at all.
+    Raises `UsageError` for an unknown form, a weight that is negative or not finite, and where there is neither a
+    content nor a style term.
     """
 
     content: Mapping[str, float]
@@ -78,8 +79,8 @@ class Objective:
         for term, weight in [*self.content.items(), *self.style.items(), ("tv", self.tv)]:
             if not np.isfinite(weight) or weight < 0:
                 raise UsageError(f"weight {weight} of {term} must be a finite number, zero or more")
-        if not self.terms:
-            raise UsageError("the objective has no term: give it content, style or total variation")
+        if not self.taps:
+            raise UsageError("the objective has no content and no style term: name at least one tap")
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -103,12 +104,11 @@ class Objective:
         )
 
     def canonical(self, weights: Weights) -> Objective:
-        """Return the objective with canonical tap names; raise for taps that the weights do not reach."""
-        return replace(
-            self,
-            content={weights.require(tap): w for tap, w in self.content.items()},
-            style={weights.require(tap): w for tap, w in self.style.items()},
-        )
+        """Return the objective with canonical tap names.
+
+        Raises `MissingTapError` for taps that the weights do not reach, `UsageError` for one tap under two names.
+        """
+        return replace(self, content=_canonical(self.content, weights), style=_canonical(self.style, weights))
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +164,15 @@ def style_target(objective: Objective, targets: Targets, tap: str, positions: in
     if objective.gram_norm != "none":
         return target
     return target * np.float32(targets.style_positions[tap] / positions)
+
+
+def _canonical(terms: Mapping[str, float], weights: Weights) -> dict[str, float]:
+    found: dict[str, str] = {}
+    for tap in terms:
+        known = found.setdefault(weights.require(tap), tap)
+        if known != tap:
+            raise UsageError(f"{known!r} and {tap!r} are one tap, {weights.require(tap)}: give it one weight")
+    return {canonical: terms[tap] for canonical, tap in found.items()}
 
 
 def _content_factor(norm: ContentNorm, target: FloatArray) -> float:

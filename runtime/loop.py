@@ -15,7 +15,7 @@ from impasto.runtime.problem import Evaluator, FloatArray, Losses
 from impasto.runtime.solvers import Evaluation, Solver
 
 _EXPLODED = 1e3
-"""A loss this many times the first one counts as a failed evaluation: solvers go back and step shorter."""
+"""A loss this many times an ordinary one counts as a failed evaluation: solvers go back and step shorter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +58,17 @@ class Observation:
 
 
 def descend(
-    evaluator: Evaluator, solver: Solver, best: Best, *, max_evaluations: int | None = None
+    evaluator: Evaluator, solver: Solver, best: Best, *, scale: float = 0.0, max_evaluations: int | None = None
 ) -> Generator[Observation, None, None]:
     """Minimise from ``best.image``, keeping the best iterate in ``best`` after every evaluation.
 
     Closing the generator between evaluations stops it. Loss or gradient that are not finite, and losses that
     explode, are passed to the solver as failed; it steps shorter, and raises `DivergenceError` when that does not
-    help.
+    help. ``scale`` is the size of an ordinary loss (`Problem.scale`), against which one that starts near zero is
+    measured: a start that is the optimum can only get worse, and that is no explosion.
     """
     shape = best.image.shape
-    first = math.inf
+    ceiling = math.inf
     with closing(solver.minimise(best.image.reshape(-1))) as trials:
         trial = next(trials)
         count = 0
@@ -76,9 +77,8 @@ def descend(
             count += 1
             loss = losses.total
             if count == 1:
-                first = loss
-            failed = not math.isfinite(loss) or (first > 0 and loss > _EXPLODED * first)
-            failed = failed or not np.isfinite(losses.gradient).all()
+                ceiling = _EXPLODED * max(loss, scale) or math.inf
+            failed = not (loss <= ceiling and math.isfinite(loss) and np.isfinite(losses.gradient).all())
             improved = not failed and loss < best.loss
             if improved:
                 best.image = trial.x.reshape(shape).copy()

@@ -44,6 +44,19 @@ class Job:
         """Width and height of the result."""
         return self.sizing.apply(*self.content.size)
 
+    def sizes(self, stage: Stage | None) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Width and height that the content and the style picture get in a stage; None is that of the result."""
+        sizing = self.sizing if stage is None else _scaled(self.sizing, stage.scale)
+        size = sizing.apply(*self.content.size)
+        return size, size if self.preset.style_fit == "result" else sizing.apply(*self.style.size)
+
+    def stages(self) -> list[Stage | None]:
+        """The stages to paint, without those, before the last, at which a picture is too small for a tap."""
+        need = max(self.weights.backbone.stride(tap) for tap in self.preset.objective.taps)
+        stages = self.preset.stages
+        large = [stage for stage in stages[:-1] if min(min(side) for side in self.sizes(stage)) >= need]
+        return [*large, *stages[-1:]] or [None]
+
 
 class Painting:
     """An iterator over the steps of one job, which holds the best picture so far.
@@ -105,16 +118,13 @@ class Painting:
         )
 
     def _run(self) -> Generator[Step, None, None]:
-        stages = self._job.preset.stages or (None,)
-        for stage in stages:
+        for stage in self._job.stages():
             yield from self._paint(stage)
         self._stop = "done"
 
     def _paint(self, stage: Stage | None) -> Generator[Step, None, None]:
         job, preset = self._job, self._job.preset
-        sizing = job.sizing if stage is None else _scaled(job.sizing, stage.scale)
-        size = sizing.apply(*job.content.size)
-        style_size = size if preset.style_fit == "result" else sizing.apply(*job.style.size)
+        size, style_size = job.sizes(stage)
         content, style = resize(job.content.rgb, size), resize(job.style.rgb, style_size)
         targets = measure_targets(self._backend, job.weights, preset.objective, content, style)
         start = self._start(content, style)
@@ -131,7 +141,7 @@ class Painting:
         def preview() -> NDArray[np.uint8]:
             return to_uint8(decoded(preset.objective, best.image))
 
-        for seen in descend(evaluator, solver, best, max_evaluations=preset.evaluations):
+        for seen in descend(evaluator, solver, best, scale=problem.scale(), max_evaluations=preset.evaluations):
             terms = {name: value * unit for name, value in seen.losses.terms.items()}
             if seen.improved or not self._losses:
                 self._losses = terms

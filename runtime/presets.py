@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
@@ -46,7 +47,8 @@ class Preset:
       sizing (``rule``).
     - ``init``: what the iterate starts as; ``noise`` is Gaussian with the standard deviation ``noise`` around zero, in
       the objective's pixel space, drawn from the job's seed.
-    - ``stages``: several sizes, the last at scale 1; the painting of one, enlarged, starts the next.
+    - ``stages``: several sizes, the last at scale 1; the painting of one, enlarged, starts the next. A stage at
+      which a picture would be too small for a tap is left out.
     - ``evaluations``: the most evaluations of a stage, for solvers that have no end of their own.
     - ``adapt``: leave out taps that the weights do not reach; content moves to the deepest ReLU that they do.
 
@@ -74,6 +76,8 @@ class Preset:
             raise UsageError("solver torch-lbfgs has no end of its own: give the preset a number of evaluations")
         if self.stages and self.stages[-1].scale != 1:
             raise UsageError(f"the last stage has scale {self.stages[-1].scale}, must be 1: the size of the result")
+        if not 0 <= self.noise < math.inf:
+            raise UsageError(f"noise is {self.noise}: give a standard deviation, a finite number of 0 or more")
         if self.evaluations is not None and self.evaluations < 1:
             raise UsageError(f"evaluations is {self.evaluations}: give at least 1")
 
@@ -141,9 +145,10 @@ class Preset:
         - ``lbfgs-b``: SciPy's, in rounds of 20 evaluations as in the Keras book.
         - ``sgd``: only where the preset has it already, since its learning rate belongs to the scale of one loss.
 
-        The preset's own solver is kept as it is. `torch-lbfgs` and `lbfgs-b` depend on the loss's scale, too, and may
-        end early on small ones. Raises `UnknownNameError` for an unknown name, `UsageError` for ``sgd`` elsewhere, and
-        for solvers that have no number of iterations with a preset of several stages.
+        The preset's own solver is kept as it is. ``torch-lbfgs`` and ``lbfgs-b`` depend on the loss's scale, too;
+        relative errors are so small that the first step of ``torch-lbfgs`` vanishes. Raises `UnknownNameError` for an
+        unknown name, `UsageError` for a solver that cannot work with this preset: for these reasons, or because a
+        preset of several stages needs one with a number of iterations.
         """
         if name not in SOLVERS:
             raise UnknownNameError("solver", name, SOLVERS)
@@ -158,6 +163,10 @@ class Preset:
                 solver = LBFGS(iterations, first_step=grey_level)
             case "adam":
                 solver = Adam(iterations, learning_rate=10 * grey_level)
+            case "torch-lbfgs" if "relative" in (self.objective.content_norm, self.objective.style_norm):
+                raise UsageError(
+                    f"solver {name} does not get anywhere on the relative errors of preset {self.name!r}: take lbfgs"
+                )
             case "torch-lbfgs":
                 solver = TorchLBFGS(tolerance_grad=0.0, tolerance_change=0.0)
             case "lbfgs-b":
@@ -213,7 +222,7 @@ class Preset:
             values["sizing"] = Sizing(**values["sizing"])
             values["stages"] = tuple(Stage(**stage) for stage in values.get("stages", ()))
             return cls(**values)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             known = ", ".join(field.name for field in fields(cls))
             raise UsageError(f"not a preset ({error}): its fields are {known}") from error
 

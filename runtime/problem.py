@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from impasto.export.objective import Objective, Targets
+from impasto.export.objective import Objective, Targets, coefficients, style_target
 from impasto.models.weights import Weights
 
 FloatArray = NDArray[np.float32]
@@ -31,6 +31,16 @@ class Problem:
         """Return the number of positions N of a tap for this shape."""
         stride = self.weights.backbone.stride(tap)
         return (self.shape[0] // stride) * (self.shape[1] // stride)
+
+    def scale(self) -> float:
+        """Return the loss where every feature is zero, without the total variation: a measure for losses."""
+        objective, targets = self.objective, self.targets
+        positions = {tap: self.positions(tap) for tap in objective.style}
+        factors = coefficients(objective, targets, positions, self.shape)
+        loss = sum(factors[f"content.{tap}.weight"] * _energy(targets.content[tap]) for tap in objective.content)
+        for tap, count in positions.items():
+            loss += factors[f"style.{tap}.weight"] * _energy(style_target(objective, targets, tap, count))
+        return loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +66,7 @@ class Evaluator(Protocol):
     def evaluate(self, image: FloatArray) -> Losses:
         """Return losses and gradient at ``image``, (1, 3, H, W) float32 in the objective's pixel space."""
         ...
+
+
+def _energy(target: FloatArray) -> float:
+    return float(np.sum(np.square(target, dtype=np.float64)))

@@ -24,14 +24,14 @@ IMPASTO = Preset(
     name="impasto",
     source="Impasto's default: relative errors, so that it suits any weights",
     objective=Objective(
-        content={"relu4_2": 1.0},
+        content={"relu4_2": 0.01},
         style=_each(1.0),
-        tv=0.0,
         content_norm="relative",
         gram_norm="positions",
         style_norm="relative",
     ),
-    solver=LBFGS(iterations=300, history=20),
+    solver=LBFGS(iterations=100, history=20),
+    stages=(Stage(1 / 4, 100), Stage(1 / 2, 100), Stage(1.0, 100)),
     adapt=True,
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,7 +64,10 @@ class Result:
         write_image(path, self.image, self.alpha, quality=quality, overwrite=overwrite)
 
     def to_json(self, output: str | None = None) -> dict[str, Any]:
-        """Return everything but the pixels as JSON types; ``output`` is where the picture was written."""
+        """Return everything but the pixels as JSON types; ``output`` is where the picture was written.
+
+        JSON has no NaN or infinity: the loss of an evaluation that failed is None.
+        """
         return {
             "output": output,
             "size": list(self.size),
@@ -76,7 +80,12 @@ class Result:
             "loss": dict(self.loss),
             "terms": dict(self.terms),
             "trace": [
-                {"iteration": p.iteration, "evaluation": p.evaluation, "seconds": p.seconds, "loss": p.loss}
+                {
+                    "iteration": p.iteration,
+                    "evaluation": p.evaluation,
+                    "seconds": p.seconds,
+                    "loss": p.loss if math.isfinite(p.loss) else None,
+                }
                 for p in self.trace
             ],
             "seconds": self.seconds,

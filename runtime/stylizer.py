@@ -13,6 +13,7 @@ import numpy as np
 
 from impasto.errors import UnavailableError, UnknownNameError, UsageError
 from impasto.models.locate import available, find_weights
+from impasto.models.taps import resolve_tap
 from impasto.models.weights import Weights
 from impasto.optimize.cache import EngineCache
 from impasto.runtime.backends.protocol import PLANS, Plan
@@ -64,7 +65,8 @@ class Stylizer:
         self.backend = open_backend(backend, engines, threads)
         self.weights = weights if isinstance(weights, Weights) else find_weights(weights or _default_weights())
         self.preset = asked.for_weights(self.weights)
-        left_out = [tap for tap in asked.objective.taps if tap not in self.preset.objective.taps]
+        reached = self.weights.taps
+        left_out = [t for t in asked.objective.taps if resolve_tap(self.weights.backbone, t) not in reached]
         self._notes = (
             (f"weights {self.weights.name!r} do not reach {', '.join(left_out)}: preset {asked.name!r} does without",)
             if asked.adapt and left_out
@@ -164,6 +166,8 @@ class Stylizer:
         )
         self.limits.check_long_side(*job.size)
         self.limits.check_iterations(preset.total_iterations())
+        if preset.evaluations is not None:
+            self.limits.check_evaluations(preset.evaluations * max(1, len(preset.stages)))
         return Painting(_with_init(job, init, self.limits), self.backend)
 
     def _exclusively(self, painting: Painting) -> Iterator[Step]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -71,8 +70,6 @@ def main(args: Sequence[str] | None = None) -> int:
     ours is raised with its traceback instead.
     """
     command = typer.main.get_command(app)
-    logging.basicConfig(format="impasto: %(levelname)s: %(message)s", level=logging.WARNING)
-    logging.addLevelName(logging.WARNING, "warning")
     try:
         with _termination_as_interrupt():
             code = command.main(
@@ -85,11 +82,6 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(error.exit_code, str(error))
     except (KeyboardInterrupt, typer.Abort):
         code = _EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has enough. Nothing may be left in the buffer that Python would flush on its way out.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except MemoryError:
         return _fail(_EXIT_LIMIT, "out of memory: lower --size, or close other programs")
     except Exception as error:

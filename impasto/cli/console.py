@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from impasto.errors import OutputError
@@ -17,21 +19,44 @@ def say(line: str) -> None:
 
     A reader that has gone away is no reason to stop a painting, so failures are ignored.
     """
-    with contextlib.suppress(OSError):
-        print(f"impasto: {line}", file=sys.stderr, flush=True)
+    # Where standard error is closed it is None, which print would take for standard output.
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(f"impasto: {line}", file=sys.stderr, flush=True)
+
+
+class _Spoken(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"warning: {record.getMessage()}")
+
+
+@contextlib.contextmanager
+def spoken_warnings(quiet: bool = False) -> Iterator[None]:
+    """Say what the library warns of inside the context (an engine cache that cannot be used), or nothing if quiet."""
+    logger = logging.getLogger("impasto")
+    handler = logging.NullHandler() if quiet else _Spoken(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def emit(*lines: str) -> None:
     """Print a command's result on standard output.
 
-    Raises BrokenPipeError when the reader has gone, `OutputError` for any other reason why it cannot be written.
+    A reader that has gone away has had enough of it, which is no error. Raises `OutputError` for any other reason why
+    it cannot be written.
     """
+    if sys.stdout is None:
+        return
     try:
         for line in lines:
             print(line)
         sys.stdout.flush()
     except BrokenPipeError:
-        raise
+        # What is left in the buffer would be flushed, and fail, once more as Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         raise OutputError(f"standard output cannot be written ({error.strerror}): send it elsewhere") from None
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from impasto.cli import options
-from impasto.cli.console import say
+from impasto.cli.console import say, spoken_warnings
 from impasto.errors import Interrupted, OutputError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def demo(
     pictures = resources.files("impasto") / "demo"
     content = read_image((pictures / "content.jpg").read_bytes())
     style = read_image((pictures / "style.jpg").read_bytes())
-    with stop_on_signals() as request, Stylizer(weights="random") as stylizer:
+    with stop_on_signals() as request, spoken_warnings(quiet), Stylizer(weights="random") as stylizer:
         preset = stylizer.preset.with_iterations(DEMO_ITERATIONS)
         painting = stylizer.begin(content.rgb, style.rgb, size=DEMO_SIZE, iterations=DEMO_ITERATIONS)
         result = paint(painting, preset, request, quiet)

@@ -8,7 +8,7 @@ from typing import Annotated, cast
 import typer
 
 from impasto.cli import options
-from impasto.cli.console import columns, emit, emit_json
+from impasto.cli.console import columns, emit, emit_json, spoken_warnings
 
 
 def evaluate(
@@ -53,9 +53,12 @@ def evaluate(
     from impasto.runtime.evaluate import evaluate as evaluate_picture
     from impasto.runtime.stylizer import Stylizer
 
-    with Stylizer(
-        recipe, weights=weights, backend=backend, plan=cast(Plan, plan), limits=limits, threads=threads
-    ) as stylizer:
+    with (
+        spoken_warnings(),
+        Stylizer(
+            recipe, weights=weights, backend=backend, plan=cast(Plan, plan), limits=limits, threads=threads
+        ) as stylizer,
+    ):
         evaluated = evaluate_picture(stylizer, image, content, style)
     if gradient is not None:
         import numpy as np

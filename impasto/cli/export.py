@@ -40,7 +40,7 @@ def export(
             f"weights {found.name!r} are those of {found.backbone.name}, not of {backbone}: give one of the two"
         )
     objective = recipe.for_weights(found).objective
-    export_bundle(folder, found, preset, objective, slices)
+    export_bundle(folder, found, objective, preset_name=preset, slices=slices)
     say(f"wrote {str(folder)!r}; impasto verify {folder} compares it with torch")
 
 

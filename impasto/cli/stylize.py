@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from impasto.cli import options
-from impasto.cli.console import emit_json, say
+from impasto.cli.console import emit_json, say, spoken_warnings
 from impasto.errors import Interrupted, OutputError
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def stylize(
 
     with (
         stop_on_signals() as request,
+        spoken_warnings(quiet),
         Stylizer(
             recipe, weights=weights, backend=backend, plan=cast("Plan", plan), limits=limits, threads=threads
         ) as stylizer,

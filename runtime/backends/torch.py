@@ -101,7 +101,7 @@ def _content_loss(objective: Objective, features: torch.Tensor, target: torch.Te
         case "half-sum":
             return squares.sum() / 2
         case "relative":
-            return squares.sum() / target.square().sum()
+            return squares.sum() / _energy(target)
 
 
 def _style_loss(
@@ -125,7 +125,13 @@ def _style_loss(
         case "image":
             return squares.sum() / (4 * 3**2 * (image.shape[2] * image.shape[3]) ** 2)
         case "relative":
-            return squares.sum() / target.square().sum()
+            return squares.sum() / _energy(target)
+
+
+def _energy(target: torch.Tensor) -> torch.Tensor:
+    """Return the sum of squares; 1 for a target of zeros, to which nothing can be relative."""
+    energy = target.square().sum()
+    return torch.where(energy == 0, torch.ones_like(energy), energy)
 
 
 def _total_variation(objective: Objective, image: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from impasto.export.forward import IMAGE, forward_graph
@@ -44,8 +45,6 @@ class SlicedPlan:
     def compile(problem: Problem, compile: Compile) -> SliceSessions:
         """Export the problem's slices and compile them."""
         objective, weights = problem.objective, problem.weights
-        if not objective.taps:
-            return []
         graph = forward_graph(
             weights,
             objective.taps,
@@ -61,7 +60,9 @@ class SlicedPlan:
         tensors: dict[str, NDArray[Any]] = {IMAGE: image}
         for piece in self._slices:
             tensors |= piece.forward.run({name: tensors[name] for name in piece.slice.inputs})
-        terms, cotangents = self._terms(tensors)
+        # A run that explodes overflows here; the loop sees what is not finite and deals with it.
+        with np.errstate(over="ignore", invalid="ignore"):
+            terms, cotangents = self._terms(tensors)
         for piece in reversed(self._slices):
             inputs = {name: tensors[name] for name in piece.slice.residuals}
             inputs |= {cotangent(name): cotangents.pop(name) for name in piece.slice.outputs}

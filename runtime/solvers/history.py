@@ -90,7 +90,9 @@ class History:
         steps, changes = self._recursion(products[2 * slots], products[2 * slots + 1])
         coefficients[2 * slots], coefficients[2 * slots + 1] = steps, changes
         np.dot(coefficients, used, out=out)
-        out -= self.scale * gradient
+        # The slot for the next pair is free until that is written.
+        np.multiply(gradient, self.scale, out=self.step)
+        out -= self.step
 
     def _complete(self, products: NDArray[np.float64]) -> None:
         """Fill in the new pair's inner products with the older ones."""

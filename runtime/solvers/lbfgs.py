@@ -40,7 +40,7 @@ class LBFGS:
 
     When a line search finds nothing lower, the pairs are dropped and steepest descent is tried once; when that fails
     too, when the gradient is zero, or after ten iterations without a new lowest loss, x is stationary to rounding and
-    the solver ends. A failed evaluation shortens the step. Memory: 2·(min(history, iterations) + 1) + 7 vectors.
+    the solver ends. A failed evaluation shortens the step. Memory: 2·(min(history, iterations) + 1) + 6 vectors.
 
     Raises `impasto.errors.UsageError` for settings that cannot work.
     """
@@ -74,8 +74,7 @@ class LBFGS:
 
         while iteration <= self.iterations and stalled < _MAX_STALLED:
             history.direction(line.gradient, out=line.direction)
-            first = 1.0 if paired else self.first_step / largest(line.direction)
-            found = yield from self._search(line, loss, first, iteration, failures)
+            found = yield from self._search(line, loss, None if paired else self.first_step, iteration, failures)
             if found is None:
                 if len(history) == 0:
                     if failures.in_a_row:
@@ -90,19 +89,21 @@ class LBFGS:
                 history.keep()
                 paired = True
             line.advance()
-            if not line.gradient.any():
-                return
             stalled = 0 if loss < lowest else stalled + 1
             lowest = min(loss, lowest)
             iteration += 1
 
     def _search(
-        self, line: _Line, loss: float, first: float, iteration: int, failures: Failures
+        self, line: _Line, loss: float, first_move: float | None, iteration: int, failures: Failures
     ) -> Generator[Trial, Evaluation, float | None]:
-        """Search along the line; leave its trial where the step is to go and return the loss there, None if nowhere."""
+        """Search along the line; leave its trial where the step is to go and return the loss there, None if nowhere.
+
+        The first trial is the direction's end, or moves the largest element by ``first_move``.
+        """
         origin = Point(0.0, loss, line.slope(line.gradient))
         if not origin.slope < 0:
-            return None  # rounding has spoilt the direction
+            return None  # the gradient is zero, or rounding has spoilt the direction
+        first = 1.0 if first_move is None else first_move / largest(line.direction)
         search = strong_wolfe(origin, first, self.c1, self.c2, self.max_line_search)
         lowest, step = origin, next(search)
         while True:

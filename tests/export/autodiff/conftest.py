@@ -8,7 +8,7 @@ result. Where the shapes have dynamic sides, one artifact runs at every size, be
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import numpy as np
@@ -23,11 +23,12 @@ from impasto.export.autodiff import differentiate
 from impasto.export.graph import Graph
 
 # What ONNX Runtime, TensorRT and OpenVINO all run; MaxUnpool, a pool's indices and scatters are not among it.
-PORTABLE = frozenset(
-    "Add Cast Concat Conv ConvTranspose DepthToSpace Div Equal Exp Expand Gemm Greater GreaterOrEqual Identity "
-    "LessOrEqual MatMul Max Min Mul Neg Pad Pow ReduceProd ReduceSum Reshape Resize Shape Sign Slice Sqrt Sub "
-    "Transpose Unsqueeze".split()
-)
+PORTABLE = {
+    *("Add", "Cast", "Concat", "Conv", "ConvTranspose", "DepthToSpace", "Div", "Equal", "Exp", "Expand", "Gemm"),
+    *("Greater", "GreaterOrEqual", "Identity", "LessOrEqual", "MatMul", "Max", "Min", "Mul", "Neg", "Pad", "Pow"),
+    *("ReduceProd", "ReduceSum", "Reshape", "Resize", "Shape", "Sign", "Slice", "Sqrt", "Sub", "Transpose"),
+    "Unsqueeze",
+}
 
 # Float64 against float64: sums of at most a few hundred terms of magnitude 1 round at 1e-16 each, so they agree to
 # some 1e-14 of the largest element. A wrong rule is wrong in the first digits.
@@ -107,12 +108,6 @@ def on_onnxruntime():
     return lambda graph, feeds: _session(graph.model()).run(None, feeds)
 
 
-@dataclass(frozen=True)
-class Artifact:
-    forward: onnx.ModelProto
-    both: onnx.ModelProto
-
-
 @pytest.fixture(scope="session")
 def prove():
     return _prove
@@ -137,14 +132,17 @@ def _prove(
     """Prove the gradient of what ``build`` appends, against ``reference`` of the same tensors.
 
     ``inputs`` gives each input a shape, in which ``height`` and ``width`` stand for every pair of ``sizes`` in turn,
-    or, as an array, makes it a constant. Without a ``reference``, differences alone are the truth. ``draw`` makes the values. ``terms`` is the length of the gradient's longest
-    sum, ``smooth`` tells whether the values are away from kinks, so that differences are a derivative, and
-    ``float32=False`` leaves out what ONNX Runtime cannot run.
+    or, as an array, makes it a constant. Without a ``reference``, differences alone are the truth. ``draw`` makes the
+    values. ``terms`` is the length of the gradient's longest sum, ``smooth`` tells whether the values are away from
+    kinks, so that differences are a derivative, and ``float32=False`` leaves out what ONNX Runtime cannot run.
     """
     shapes = {name: s for name, s in inputs.items() if isinstance(s, tuple)}
     wrt = list(shapes) if wrt is None else list(wrt)
     dynamic = any(isinstance(d, str) for s in shapes.values() for d in s)
-    shared = {t: _artifact(build, inputs, None, wrt, t) for t in (np.float64, np.float32)} if dynamic else None
+    shared = _Artifact(build, inputs, None, wrt) if dynamic else None
+    # A sum of n terms rounds by at most n·u·Σ|terms|, and Σ|terms| of mixed signs exceeds the sum itself some √n-fold;
+    # the few other operations add a handful of roundings.
+    rounding = (terms + 8) * np.sqrt(terms) * ROUNDOFF
     for number, size in enumerate(sizes):
         sides = dict(zip(("height", "width"), size, strict=True))
         rng = np.random.default_rng([number, *size])
@@ -153,43 +151,41 @@ def _prove(
             name: draw(rng, tuple(sides.get(d, d) for d in shape)).astype(np.float32).astype(np.float64)
             for name, shape in shapes.items()
         }
-        fixed = {t: _artifact(build, inputs, sides, wrt, t) for t in (np.float64, np.float32)}
-        y = evaluator(fixed[np.float64].forward).run(None, values)[0]
+        fixed = _Artifact(build, inputs, sides, wrt)
+        y = fixed.forward.run(None, values)[0]
         dy = rng.standard_normal(y.shape).astype(np.float32).astype(np.float64)
+        feeds = {**values, "cotangent": dy}
         truth = _autograd(reference, inputs, values, wrt, dy) if reference else None
-        for artifacts in (fixed, shared) if shared else (fixed,):
-            feeds = {**values, "cotangent": dy}
-            computed = evaluator(artifacts[np.float64].both).run(None, feeds)
+        for artifact in (fixed, shared) if shared else (fixed,):
+            computed = artifact.wide.run(None, feeds)
             for name, have, want in zip(["y", *wrt], computed, truth or computed, strict=True):
-                assert have.shape == want.shape, name
                 assert have.dtype == np.float64, name
                 _close(have, want, EXACT, name)
             if smooth:
                 for name, gradient in zip(wrt, computed[1:], strict=True):
-                    _check_differences(artifacts[np.float64].forward, values, name, dy, gradient)
-            if float32:
-                narrow = {name: value.astype(np.float32) for name, value in feeds.items()}
-                # A sum of n terms rounds by at most n·u·Σ|terms|, and Σ|terms| of mixed signs exceeds the sum itself
-                # some √n-fold; the few other operations add a handful of roundings.
-                tolerance = (terms + 8) * np.sqrt(terms) * ROUNDOFF
-                for name, have, want in zip(
-                    ["y", *wrt], _session(artifacts[np.float32].both).run(None, narrow), computed, strict=True
-                ):
-                    assert have.shape == want.shape, name
+                    _check_differences(artifact.forward, values, name, dy, gradient)
+            if float32 and (artifact is shared or number == 0):
+                narrow = artifact.narrow.run(None, {name: value.astype(np.float32) for name, value in feeds.items()})
+                for name, have, want in zip(["y", *wrt], narrow, computed, strict=True):
                     assert have.dtype == np.float32, name
-                    _close(have, want, tolerance, name)
+                    _close(have, want, rounding, name)
 
 
-def _autograd(reference, inputs, values, wrt, dy) -> list[np.ndarray]:
-    """Return what torch says: the output and the gradient of each of ``wrt``, in float64."""
-    tensors = {name: torch.tensor(values.get(name, array), requires_grad=name in wrt) for name, array in inputs.items()}
-    y = reference(*tensors.values())
-    gradients = torch.autograd.grad(y, [tensors[name] for name in wrt], torch.from_numpy(dy))
-    return [y.detach().numpy(), *(gradient.numpy() for gradient in gradients)]
+class _Artifact:
+    """A graph with its gradient: the forward part and the whole in float64, and the whole in float32."""
+
+    def __init__(self, build, inputs, sides, wrt) -> None:
+        """Build it; ``sides`` fixes height and width, None leaves them open."""
+        self._float32 = lambda: _with_gradient(build, inputs, sides, wrt, np.float32)[1]
+        forward, both = _with_gradient(build, inputs, sides, wrt, np.float64)
+        self.forward, self.wide = evaluator(forward), evaluator(both)
+
+    @cached_property
+    def narrow(self) -> onnxruntime.InferenceSession:
+        return _session(self._float32())
 
 
-def _artifact(build, inputs, sides, wrt, dtype) -> Artifact:
-    """Build the forward graph alone, and with its gradient; ``sides`` fixes height and width, None leaves them open."""
+def _with_gradient(build, inputs, sides, wrt, dtype) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     graph = Graph("proof")
     for name, shape in inputs.items():
         if isinstance(shape, tuple):
@@ -208,10 +204,19 @@ def _artifact(build, inputs, sides, wrt, dtype) -> Artifact:
     graph.prune()
     both = graph.model()
     onnx.checker.check_model(both, full_check=True)
-    return Artifact(forward, both)
+    return forward, both
+
+
+def _autograd(reference, inputs, values, wrt, dy) -> list[np.ndarray]:
+    """Return what torch says: the output and the gradient of each of ``wrt``, in float64."""
+    tensors = {name: torch.tensor(values.get(name, array), requires_grad=name in wrt) for name, array in inputs.items()}
+    y = reference(*tensors.values())
+    gradients = torch.autograd.grad(y, [tensors[name] for name in wrt], torch.from_numpy(dy))
+    return [y.detach().numpy(), *(gradient.numpy() for gradient in gradients)]
 
 
 def _close(have, want, tolerance, name) -> None:
+    assert have.shape == want.shape, name
     assert np.isfinite(have).all(), name
     error = np.abs(have - want).max(initial=0.0)
     assert error <= tolerance * max(1.0, np.abs(want).max(initial=0.0)), (name, error)
@@ -219,10 +224,9 @@ def _close(have, want, tolerance, name) -> None:
 
 def _check_differences(forward, values, name, dy, gradient) -> None:
     """Compare ⟨gradient, v⟩ with the central difference of ⟨dy, y⟩ along a random direction v of unit length."""
-    run = evaluator(forward)
     direction = np.random.default_rng(1).standard_normal(gradient.shape)
     direction /= np.linalg.norm(direction) or 1.0
-    ahead, behind = (run.run(None, {**values, name: values[name] + step * direction})[0] for step in (STEP, -STEP))
+    ahead, behind = (forward.run(None, {**values, name: values[name] + step * direction})[0] for step in (STEP, -STEP))
     difference = np.sum(dy * (ahead - behind)) / (2 * STEP)
     scale = max(1.0, np.abs(gradient).max(), np.abs(dy * ahead).sum())
     assert abs(np.sum(gradient * direction) - difference) <= DIFFERENCES * scale, name

@@ -6,7 +6,6 @@ from impasto.errors import GraphError
 from impasto.export.autodiff import differentiate
 from impasto.export.graph import Graph
 
-
 TURNS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 

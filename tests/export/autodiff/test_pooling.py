@@ -59,7 +59,7 @@ def prove_max_pool(
     )
 
 
-SIZES = [(7, 7), (6, 5), (5, 6), (4, 4), (3, 7)]
+SIZES = [(7, 6), (4, 5), (3, 7)]
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])
@@ -135,10 +135,10 @@ def test_ceil_mode_as_in_squeezenet(prove, kernel, stride, pad, sizes, draw):
 
 def test_ceil_mode_whose_last_window_is_dropped(evaluate, on_onnxruntime):
     # 5 + 2·1 pixels hold the windows that begin at 0 and 3; one more would begin at 6, beyond pixel and padding.
-    build = dict(kernel_shape=[2, 2], strides=[3, 3], pads=[1, 1, 1, 1], ceil_mode=1)
+    attributes = {"kernel_shape": [2, 2], "strides": [3, 3], "pads": [1, 1, 1, 1], "ceil_mode": 1}
     graph = Graph()
     graph.input("x", (1, 1, "height", "width"), np.float64)
-    graph.add("MaxPool", "x", name="y", **build)
+    graph.add("MaxPool", "x", name="y", **attributes)
     graph.input("dy", (1, 1, None, None), np.float64)
     graph.outputs = ["y", differentiate(graph, {"y": "dy"}, ["x"])["x"]]
     rng = np.random.default_rng(0)
@@ -153,7 +153,7 @@ def test_ceil_mode_whose_last_window_is_dropped(evaluate, on_onnxruntime):
 
     fixed = Graph()
     fixed.input("x", (1, 1, 5, 5), np.float64)
-    fixed.add("MaxPool", "x", name="y", **build)
+    fixed.add("MaxPool", "x", name="y", **attributes)
     fixed.input("dy", (1, 1, 2, 2), np.float64)
     with pytest.raises(GraphError, match=r"'y' \(MaxPool\): in ceil_mode .* leave the size dynamic"):
         differentiate(fixed, {"y": "dy"}, ["x"])

@@ -1,0 +1,74 @@
+"""``python -m benchmarks``: runs benchmarks and prints their tables as Markdown."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks import convergence, evaluation, scaling, solver_cost, startup
+from benchmarks.machine import Machine, this_machine
+from benchmarks.report import Section, document
+from benchmarks.task import ROOT
+from impasto.errors import ImpastoError
+
+BENCHMARKS: dict[str, Callable[[Machine, bool], Section]] = {
+    "evaluation": evaluation.section,
+    "scaling": scaling.section,
+    "convergence": convergence.section,
+    "startup": startup.section,
+    "solvers": solver_cost.section,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the arguments ask for; return the exit code."""
+    options = _parser().parse_args(arguments)
+    if options.write and (options.quick or options.names):
+        _parser().error("--write publishes one whole run: leave out --quick and the names")
+    machine = this_machine()
+    sections: dict[str, Section] = {}
+    try:
+        for name in options.names or BENCHMARKS:
+            print(f"{name} …", file=sys.stderr, flush=True)
+            sections[name] = BENCHMARKS[name](machine, options.quick)
+    except ImpastoError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    text = document(machine, list(sections.values()), options.quick)
+    figures = {"machine": asdict(machine), "quick": options.quick}
+    figures |= {name: section.data for name, section in sections.items()}
+    print(text, end="")
+    if options.json:
+        _write_json(options.json, figures)
+    if options.write:
+        (ROOT / "docs" / "benchmarks.md").write_text(text, encoding="utf-8")
+        _write_json(ROOT / "docs" / "benchmarks.json", figures)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure Impasto, and PyTorch beside it.")
+    # Not `choices`: with nargs="*" argparse holds the default against them.
+    parser.add_argument("names", nargs="*", type=_name, metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all")
+    parser.add_argument("--quick", action="store_true", help="small pictures, few repetitions: shows that it works")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw figures here too")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md and docs/benchmarks.json")
+    return parser
+
+
+def _name(text: str) -> str:
+    if text not in BENCHMARKS:
+        raise argparse.ArgumentTypeError(f"unknown benchmark {text!r}: choose among {', '.join(BENCHMARKS)}")
+    return text
+
+
+def _write_json(path: Path, figures: dict[str, object]) -> None:
+    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
