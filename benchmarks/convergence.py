@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.evaluation import JOHNSON_HISTORY
 from benchmarks.machine import Machine
 from benchmarks.pictures import SHARED, pairs, square
 from benchmarks.report import Bound, Section, Table
@@ -128,7 +129,7 @@ def section(_machine: Machine, quick: bool) -> Section:
         body=(
             f"`johnson` at {size}×{size} px from the same noise: the lowest loss within {evaluations} evaluations, by "
             'Impasto\'s L-BFGS over that by `torch.optim.LBFGS(line_search_fn="strong_wolfe")`, both with a history '
-            f"of {_history(JOHNSON)} and judged by the same evaluator in float64. Below 1 is in our favour. Weights of "
+            f"of {JOHNSON_HISTORY} and judged by the same evaluator in float64. Below 1 is in our favour. Weights of "
             "blocks 1–3 are given style terms at relu1_1, relu2_1 and relu3_1, and content at relu3_3.",
             convergence_table(results),
             "All loss weights times a factor (random weights, first pair): how far our picture is from that of factor "
@@ -186,13 +187,6 @@ def _both(task: Task) -> tuple[tuple[FloatArray, float], tuple[FloatArray, float
             image: FloatArray = np.load(path)
             found.append((image, losses[0]))
     return found[0], found[1]
-
-
-def _history(preset: Preset) -> int:
-    from impasto.runtime.solvers import LBFGS
-
-    assert isinstance(preset.solver, LBFGS)
-    return preset.solver.history
 
 
 def _data(

@@ -60,6 +60,8 @@ def document(machine: Machine, sections: Sequence[Section], quick: bool) -> str:
     parts = ["# Benchmarks", _WRITTEN, machine.markdown()]
     if quick:
         parts.append("**A quick run: small pictures and few repetitions. It shows that the suite works, no more.**")
+    if machine.load is not None and machine.load > machine.cpus / 2:
+        parts.append("**The machine was busy with something else when the run began: do not rely on these times.**")
     bounds = [bound for section in sections for bound in section.bounds]
     if bounds and not quick:
         rows = tuple((b.what, b.measured, b.wanted, "yes" if b.kept else "**no**") for b in bounds)
@@ -76,7 +78,8 @@ def spread(values: Sequence[float], form: str = ".2f") -> str:
 
 
 _WRITTEN = (
-    "Written by `make bench ARGS=--write`, in one run on one machine; `docs/benchmarks.json` has the raw figures. "
-    "Figures in parentheses are the least and the most over the rounds of the run. Programs that are compared take "
-    "turns, each in a process of its own, so that a busy moment of the machine meets them alike."
+    "From one run of `make bench` on one machine; with `ARGS=--write` it writes this to `docs/benchmarks.md`, and the "
+    "raw figures to `docs/benchmarks.json`. Figures in parentheses are the least and the most over the rounds of the "
+    "run. Programs that are compared take turns, each in a process of its own, so that a busy moment of the machine "
+    "meets them alike."
 )

@@ -57,9 +57,9 @@ def section(_machine: Machine, quick: bool) -> Section:
     return Section(
         title="Cost of a pixel",
         body=(
-            f"The same evaluation, fused, at several sizes: the median of the {evaluations - WARM_UP} evaluations after "
-            f"the first {WARM_UP}, in each of {rounds} rounds. The dearest pixel costs {excess:.0%} more than the "
-            "cheapest.",
+            f"The same evaluation, fused, at several sizes: the median of the {evaluations - WARM_UP} evaluations "
+            f"after the first {WARM_UP}, in each of {rounds} rounds. The dearest pixel costs {excess:.0%} more than "
+            "the cheapest.",
             scaling_table(found),
         ),
         bounds=(

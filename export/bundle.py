@@ -124,7 +124,7 @@ class _Data:
 
     def place(self, value: NDArray[Any]) -> tuple[int, int]:
         """Return offset and length, in bytes, of an array's little-endian content, written if it is not there yet."""
-        content = memoryview(np.ascontiguousarray(value, value.dtype.newbyteorder("<"))).cast("B")
+        content = np.ascontiguousarray(value, value.dtype.newbyteorder("<")).data.cast("B")
         digest = hashlib.sha256(content).digest()
         if digest not in self._offsets:
             self._file.write(bytes(-self._file.tell() % _ALIGNMENT))

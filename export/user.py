@@ -6,9 +6,9 @@ taps; a classifier above the deepest tap is left out before it is looked at.
 
 from __future__ import annotations
 
-import io
 import os
 import stat
+import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 
 from impasto.errors import GraphError, UnavailableError, UnknownNameError, UsageError
 from impasto.export.forward import IMAGE
@@ -46,14 +45,17 @@ def graph_from_file(path: str | os.PathLike[str]) -> Graph:
             raise GraphError(f"graph {shown} is not a file: give the path of an ONNX model")
         if status.st_size > _MAX_BYTES:
             raise GraphError(f"graph {shown} has {status.st_size} bytes, ONNX files end at 2 GiB: use external data")
-        # The format is given: otherwise the suffix would choose a text parser.
-        model = onnx.load_model(path, format="protobuf")
-    except OSError as error:
-        raise GraphError(f"graph {shown} cannot be read ({error.strerror or error}): give an ONNX model") from None
-    except DecodeError:
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL character
+        reason = getattr(error, "strerror", None) or error
+        raise GraphError(f"graph {shown} cannot be read ({reason}): give the path of an ONNX model") from None
+    try:
+        model = onnx.load_model_from_string(content)
+    except Exception:  # an error of protobuf's own, which onnx does not name
         raise GraphError(f"graph {shown} is damaged or no ONNX model: export it again") from None
-    # What the onnx package raises for external data that are missing, too short or elsewhere.
-    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except Exception as error:  # of many types, by what is wrong
         raise GraphError(f"graph {shown}: its external data cannot be used: {_one_line(error)}") from None
     if not model.graph.node:
         raise GraphError(f"graph {shown} is empty or no ONNX model: export it again")
@@ -124,23 +126,24 @@ def graph_from_torch(module: torch.nn.Module, taps: Sequence[str], example: tupl
 
     # torch takes no names such as "3", which are common among submodules: they are given afterwards.
     names = {f"tap_{index}": tap for index, tap in enumerate(dict.fromkeys(taps))}
-    data = io.BytesIO()
     # torch's other exporter needs onnxscript; this one is deprecated, and all that is needed here.
     try:
-        with warnings.catch_warnings():
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            path = Path(folder, "model.onnx")
             warnings.simplefilter("ignore")
             # A trace that depends on the example's values would be wrong for every other picture.
-            warnings.simplefilter("error", torch.jit.TracerWarning)
+            warnings.simplefilter("error", torch.jit.TracerWarning)  # type: ignore[attr-defined]
             torch.onnx.export(
                 Tapped(),
                 (torch.linspace(-1, 1, 3 * example[0] * example[1]).reshape(1, 3, *example),),
-                data,
+                path,
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=[IMAGE],
                 output_names=list(names),
                 dynamic_axes={IMAGE: {2: "height", 3: "width"}},
             )
+            model = onnx.load_model(path)
     except UsageError:
         raise
     except Exception as error:  # the module's own code runs here, and may raise anything
@@ -148,7 +151,7 @@ def graph_from_torch(module: torch.nn.Module, taps: Sequence[str], example: tupl
             f"torch cannot export {type(module).__name__}: {_one_line(error)} "
             "(a model that you export to ONNX yourself can be read from its file)"
         ) from error
-    return graph_from_model(_renamed(onnx.load_model_from_string(data.getvalue()), names))
+    return graph_from_model(_renamed(model, names))
 
 
 def user_objective_graph(

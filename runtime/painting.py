@@ -48,7 +48,7 @@ class Job:
         """Width and height that the content and the style picture get in a stage; None is that of the result."""
         sizing = self.sizing if stage is None else _scaled(self.sizing, stage.scale)
         size = sizing.apply(*self.content.size)
-        return size, size if self.preset.style_fit == "result" else sizing.apply(*self.style.size)
+        return size, style_size(self.preset, self.style, size, sizing)
 
     def stages(self) -> list[Stage | None]:
         """The stages to paint, without those, before the last, at which a picture is too small for a tap."""
@@ -174,6 +174,11 @@ class Painting:
                 # RandomState's stream is frozen: the same seed starts from the same noise everywhere.
                 noise = np.random.RandomState(job.seed).standard_normal((1, 3, size[1], size[0]))
                 return (noise * preset.noise).astype(np.float32)
+
+
+def style_size(preset: Preset, style: Picture, size: tuple[int, int], sizing: Sizing) -> tuple[int, int]:
+    """Return width and height that the style picture gets beside a result of ``size``, sized by ``sizing``."""
+    return size if preset.style_fit == "result" else sizing.apply(*style.size)
 
 
 def _unit(objective: Objective, solver: AnySolver) -> float:

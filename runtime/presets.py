@@ -120,15 +120,13 @@ class Preset:
     def with_iterations(self, iterations: int) -> Preset:
         """Return the preset with that many iterations, shared out among its stages as theirs are.
 
+        Fewer iterations than stages leave out the first ones.
         Solvers without a number of iterations of their own get that many evaluations instead.
         """
         if iterations < 1:
             raise UsageError(f"iterations is {iterations}: give at least 1")
         if self.stages:
-            total = sum(stage.iterations for stage in self.stages)
-            shares = [max(1, round(iterations * stage.iterations / total)) for stage in self.stages]
-            stages = tuple(replace(s, iterations=n) for s, n in zip(self.stages, shares, strict=True))
-            return replace(self, stages=stages)
+            return replace(self, stages=_shared_out(iterations, self.stages))
         if isinstance(self.solver, LBFGS | Adam | SGD):
             return replace(self, solver=replace(self.solver, iterations=iterations))
         if isinstance(self.solver, LBFGSB):
@@ -225,6 +223,21 @@ class Preset:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             known = ", ".join(field.name for field in fields(cls))
             raise UsageError(f"not a preset ({error}): its fields are {known}") from error
+
+
+def _shared_out(iterations: int, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    total = sum(stage.iterations for stage in stages)
+    given = done = 0
+    shared = []
+    for stage in stages:
+        done += stage.iterations
+        share = round(iterations * done / total) - given
+        given += share
+        if share:
+            shared.append(replace(stage, iterations=share))
+    if shared[-1].scale != 1:
+        shared[-1] = replace(stages[-1], iterations=shared[-1].iterations)
+    return tuple(shared)
 
 
 def solver_name(solver: AnySolver) -> str:

@@ -133,7 +133,7 @@ class Stylizer:
         Raises as `stylize` does; `ImageError` for a size that is too small.
         """
         grey = np.full((height, width, 3), 0.5, np.float32)
-        self.stylize(grey, grey, size=max(width, height), iterations=1)
+        self.stylize(grey, grey, size=max(width, height), iterations=max(1, len(self.preset.stages)))
 
     def begin(
         self,
@@ -166,6 +166,7 @@ class Stylizer:
         )
         self.limits.check_long_side(*job.size)
         self.limits.check_iterations(preset.total_iterations())
+        self.limits.check_evaluations(preset.evaluations or preset.total_iterations())
         if preset.evaluations is not None:
             self.limits.check_evaluations(preset.evaluations * max(1, len(preset.stages)))
         return Painting(_with_init(job, init, self.limits), self.backend)

@@ -135,7 +135,6 @@ class _Case:
         for _ in range(_CANDIDATES):
             self._image = encoded(objective, random.random((height, width, 3), np.float32))
             self._activations.compute(self._image)
-            print(self._activations.clear)
             if self._activations.clear:
                 break
         self._exact = exact.prepare(self._problem, "fused").evaluate(self._image)

@@ -27,15 +27,12 @@ def max_pool(node: Node, dy: str) -> Cotangents:
     rest = dy
     parts: dict[tuple[int, int], str] = {}
     offsets = list(product(range(kernel[0]), range(kernel[1])))
-    covers = not any(pads) and not node.attributes.get("ceil_mode", 0)
-    for offset in offsets:
-        if covers and offset == offsets[-1]:
-            parts[offset] = rest  # nothing before it was the maximum, so it is
-            break
+    for offset in offsets[:-1]:
         here = _every(node, padded, y, offset, stride)
         is_maximum = node.add("Cast", node.add("Equal", here, y), to=_type(node, x))
         parts[offset] = node.add("Mul", is_maximum, rest)
         rest = node.add("Sub", rest, parts[offset])
+    parts[offsets[-1]] = rest  # where nothing before it was the maximum, the last one is
     woven, size = _weave(node, parts, kernel, stride)
     return [node.window_like(woven, x, pads[:2], size, stride - 1)]
 

@@ -15,6 +15,7 @@ from impasto.cli.cache import app as cache_app
 from impasto.cli.console import emit, say
 from impasto.cli.demo import demo
 from impasto.cli.doctor import doctor
+from impasto.cli.engines import app as engines_app
 from impasto.cli.evaluate import evaluate
 from impasto.cli.export import export, verify
 from impasto.cli.presets import app as presets_app
@@ -38,6 +39,7 @@ app.command()(export)
 app.command()(verify)
 app.add_typer(presets_app, name="presets")
 app.add_typer(weights_app, name="weights")
+app.add_typer(engines_app, name="engines")
 app.command()(doctor)
 app.add_typer(cache_app, name="cache")
 app.command()(demo)
@@ -96,7 +98,7 @@ def main(args: Sequence[str] | None = None) -> int:
             "IMPASTO_DEBUG=1 shows where it happened",
         )
     if code == _EXIT_INTERRUPTED:
-        say("interrupted: nothing was written")
+        say("interrupted")
     return int(code or 0)
 
 

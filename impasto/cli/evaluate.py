@@ -8,7 +8,7 @@ from typing import Annotated, cast
 import typer
 
 from impasto.cli import options
-from impasto.cli.console import columns, emit, emit_json, spoken_warnings
+from impasto.cli.console import columns, emit, emit_json, say, spoken_warnings
 
 
 def evaluate(
@@ -64,6 +64,8 @@ def evaluate(
         import numpy as np
 
         write_atomically(gradient, lambda file: np.save(file, evaluated.gradient), force)
+    for note in evaluated.notes:
+        say(f"note: {note}")
     if json:
         emit_json(evaluated.to_json())
         return

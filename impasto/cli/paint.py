@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from impasto.cli.console import say
 from impasto.cli.progress import progress
+from impasto.errors import Interrupted
 
 if TYPE_CHECKING:
     from impasto.runtime.loop import Step
@@ -44,7 +45,8 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Handle SIGINT and SIGTERM inside the context by the request that is yielded.
 
-    A signal that the process was started to ignore, as shells do for jobs in the background, stays ignored.
+    A signal that the process was started to ignore, as shells do for jobs in the background, stays ignored. Raises
+    `Interrupted` for a KeyboardInterrupt inside: the result was not written then.
     """
     request = StopRequest()
     previous = {number: signal.getsignal(number) for number in _SIGNALS}
@@ -53,6 +55,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
         for number in handled:
             signal.signal(number, request.handle)
         yield request
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted: the result was not written") from None
     finally:
         for number, handler in handled.items():
             signal.signal(number, handler)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from impasto.errors import GraphError
+from impasto.errors import GraphError, LimitError
 from impasto.export.graph import Graph
 from impasto.optimize.cache import EngineCache
 from impasto.optimize.onnxruntime import build_session, version
@@ -52,5 +52,8 @@ class _Session:
         try:
             values = self._session.run(self._outputs, contiguous)
         except Exception as cause:  # ONNX Runtime's exceptions have no common base class
-            raise GraphError(f"ONNX Runtime cannot run {self._name!r}: {str(cause).splitlines()[0]}") from cause
+            reason = str(cause).strip().splitlines()[0]
+            if "allocate memory" in reason or "bad_alloc" in reason:
+                raise LimitError(f"out of memory in {self._name!r}: lower --size, or close other programs") from cause
+            raise GraphError(f"ONNX Runtime cannot run {self._name!r}: {reason}") from cause
         return dict(zip(self._outputs, values, strict=True))

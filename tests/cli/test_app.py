@@ -11,6 +11,7 @@ import pytest
 
 import impasto
 from impasto.cli import main
+from impasto.cli.options import DEFAULT_PRESET
 from impasto.export.forward import POOLINGS
 from impasto.runtime import recipes
 from impasto.runtime.backends.protocol import PLANS
@@ -66,7 +67,7 @@ def test_help_names_what_the_library_knows(run):
     listed = next(word for word in text.split() if "torch-lbfgs" in word)
     assert set(listed.split("|")) == set(SOLVERS)
     assert all("--" + name.replace("_", "-") in text for name in Limits().to_json())
-    assert "impasto" in recipes.PRESETS
+    assert DEFAULT_PRESET in recipes.PRESETS
 
 
 @pytest.mark.parametrize("args", ["--help", "--version", "stylize --help", "weights --help"])

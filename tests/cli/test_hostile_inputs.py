@@ -92,34 +92,51 @@ def test_weights_that_are_no_good(run, pictures, tmp_path, kind):
     assert "bad.safetensors" in refused(run, tmp_path, 5, "weights", "show", path)
 
 
-def truncated(pictures, path):
-    whole = pictures.style.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
+@pytest.fixture
+def hostile(pictures, tmp_path):
+    """Make one of the files that are no pictures, and return its path."""
+    jpeg = pictures.style.read_bytes()
+    content = {
+        "truncated.jpg": jpeg[: len(jpeg) // 2],
+        "text.png": b"this is no picture\n",
+        "empty.png": b"",
+        "signature-only.png": b"\x89PNG\r\n\x1a\n",
+        "weights.png": pictures.weights.read_bytes(),
+    }
+
+    def make(name):
+        path = tmp_path / name
+        if name == "folder.png":
+            path.mkdir()
+        elif name != "missing.png":
+            path.write_bytes(content[name])
+        return path
+
+    return make
 
 
-HOSTILE_PICTURES = {
-    "truncated.jpg": truncated,
-    "text.png": lambda pictures, path: path.write_text("this is no picture\n"),
-    "empty.png": lambda pictures, path: path.write_bytes(b""),
-    "signature-only.png": lambda pictures, path: path.write_bytes(b"\x89PNG\r\n\x1a\n"),
-    "weights.png": lambda pictures, path: path.write_bytes(pictures.weights.read_bytes()),
-    "missing.png": lambda pictures, path: None,
-    "folder.png": lambda pictures, path: path.mkdir(),
-}
+HOSTILE_PICTURES = [
+    "truncated.jpg",
+    "text.png",
+    "empty.png",
+    "signature-only.png",
+    "weights.png",
+    "missing.png",
+    "folder.png",
+]
 
 
 @pytest.mark.parametrize("role", ["content", "style", "init"])
 @pytest.mark.parametrize("name", HOSTILE_PICTURES)
-def test_pictures_that_are_none(run, pictures, tmp_path, name, role):
-    if (role, name) == ("init", "missing.png"):
-        pytest.skip("a word for --init that is neither known nor a file is a usage error")
-    path = tmp_path / name
-    HOSTILE_PICTURES[name](pictures, path)
+def test_pictures_that_are_none(run, pictures, hostile, tmp_path, name, role):
+    # A word for --init that is neither known nor a file is a usage error.
+    code = 2 if (role, name) == ("init", "missing.png") else 5
+    path = hostile(name)
     _, content, style, *options = pictures.job
     given = {"content": content, "style": style, role: path}
     init = ["--init", path] if role == "init" else []
     job = ["stylize", given["content"], given["style"], *options, *init]
-    assert name in refused(run, tmp_path, 5, *job, "-o", tmp_path / "out.png")
+    assert name in refused(run, tmp_path, code, *job, "-o", tmp_path / "out.png")
 
 
 @pytest.mark.parametrize("role", ["content", "style"])
@@ -173,8 +190,8 @@ def tiny_disk(tmp_path):
 
 
 def test_a_disk_that_is_really_full(run, pictures, tiny_disk):
-    # 64×64 pixels of noise take more than 8 kB as PNG.
-    told = run(*pictures.job, "-o", tiny_disk / "out.png", "--size", 64, "--init", "noise", "--iterations", 1)
+    # 128×128 pixels of noise take more than 8 kB as PNG, even clipped.
+    told = run(*pictures.job, "-o", tiny_disk / "out.png", "--size", 128, "--init", "noise", "--iterations", 1)
     assert (told.code, told.out) == (4, "")
     assert "no space left" in told.error
     assert list(tiny_disk.iterdir()) == []

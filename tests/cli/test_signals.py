@@ -52,7 +52,7 @@ def test_before_there_is_a_picture_nothing_is_written(start, pictures, tmp_path)
     process = start(*pictures.job, "-o", tmp_path / "out.png", "--json", before=kill)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
-    assert err == "impasto: interrupted: nothing was written\n"
+    assert err == "impasto: interrupted: the result was not written\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -73,7 +73,7 @@ def test_a_second_signal_stops_at_once(start, pictures, tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines()[-1] == "impasto: interrupted: nothing was written"
+    assert err.splitlines()[-1] == "impasto: interrupted: the result was not written"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import sys
 
 import numpy as np
@@ -102,6 +101,7 @@ def test_quiet_prints_nothing_but_the_json_that_is_asked_for(run, pictures, tmp_
 
 
 def test_on_a_terminal_there_is_a_bar_and_standard_output_stays_clean(start, pictures, tmp_path):
+    pty = pytest.importorskip("pty", reason="no terminals to open on this system")
     master, slave = pty.openpty()
     process = start(*pictures.job, "-o", tmp_path / "out.png", "--json", stderr=slave)
     os.close(slave)

@@ -69,7 +69,7 @@ def test_softmax(prove, op, axis):
 
 @pytest.mark.parametrize("op", SOFTMAX)
 def test_softmax_by_default_takes_the_last_axis(prove, op):
-    prove(lambda g: g.add(op, "x"), lambda x: SOFTMAX[op](x, -1), {"x": (3, 5)})
+    prove(lambda g: g.add(op, "x"), lambda x: SOFTMAX[op](x, -1), {"x": (3, 5, 2)})
 
 
 @pytest.mark.parametrize("op", SOFTMAX)

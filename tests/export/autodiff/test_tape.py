@@ -257,7 +257,7 @@ def test_a_tensor_of_unknown_rank_is_named():
         differentiate(graph, {"y": "dy"}, ["x"])
 
 
-ALL_RULES = """
+SAMPLE = """
 import hashlib
 import numpy as np
 from impasto.export.autodiff import differentiate
@@ -283,11 +283,11 @@ def test_the_same_calls_make_the_same_bytes():
     digests = set()
     for _ in range(2):
         scope = {}
-        exec(ALL_RULES, scope)
+        exec(SAMPLE, scope)
         digests.add(scope["digest"])
     for seed in ("0", "1"):
         child = subprocess.run(
-            [sys.executable, "-c", f"{ALL_RULES}\nprint(digest)"],
+            [sys.executable, "-c", f"{SAMPLE}\nprint(digest)"],
             env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
             capture_output=True,
             text=True,
@@ -300,7 +300,7 @@ def test_the_same_calls_make_the_same_bytes():
 
 def test_gradients_are_of_the_standard_domain_and_opset():
     scope = {}
-    exec(ALL_RULES, scope)
+    exec(SAMPLE, scope)
     model = scope["graph"].model()
     onnx.checker.check_model(model, full_check=True)
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
