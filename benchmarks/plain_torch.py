@@ -70,7 +70,7 @@ def paint(task: Task) -> Run:
         return loss
 
     try:
-        solver.step(closure)
+        solver.step(closure)  # type: ignore[no-untyped-call]
         entered.append(time.perf_counter())
     except _Enough:
         pass

@@ -53,14 +53,15 @@ def forward_graph(
 
 
 def check_size(weights: Weights, taps: Sequence[str], shape: tuple[Dim, Dim]) -> None:
-    """Raise `ImageError` if a picture of (H, W) leaves nothing at one of the taps."""
-    for tap in taps:
-        need = weights.backbone.stride(weights.require(tap))
-        if any(isinstance(side, int) and side < need for side in shape):
-            raise ImageError(
-                f"a picture of {shape[1]}x{shape[0]} pixels is too small for tap {tap}, "
-                f"which needs at least {need}x{need}: give a larger picture or --size, or a shallower tap"
-            )
+    """Raise `ImageError` if a picture of (H, W) leaves nothing at one of the taps; it names the one that needs most."""
+    needs = {tap: weights.backbone.stride(weights.require(tap)) for tap in taps}
+    tap = max(needs, key=lambda tap: needs[tap])
+    need = needs[tap]
+    if any(isinstance(side, int) and side < need for side in shape):
+        raise ImageError(
+            f"a picture of {shape[1]}x{shape[0]} pixels is too small for tap {tap}, "
+            f"which needs at least {need}x{need}: give a larger picture or --size, or a shallower tap"
+        )
 
 
 def _enter(graph: Graph, image: str, weights: Weights, space: PixelSpace, dtype: Any) -> str:

@@ -128,11 +128,9 @@ def graph_from_torch(module: torch.nn.Module, taps: Sequence[str], example: tupl
     names = {f"tap_{index}": tap for index, tap in enumerate(dict.fromkeys(taps))}
     # torch's other exporter needs onnxscript; this one is deprecated, and all that is needed here.
     try:
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as seen:
             path = Path(folder, "model.onnx")
-            warnings.simplefilter("ignore")
-            # A trace that depends on the example's values would be wrong for every other picture.
-            warnings.simplefilter("error", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+            warnings.simplefilter("always")
             torch.onnx.export(
                 Tapped(),
                 (torch.linspace(-1, 1, 3 * example[0] * example[1]).reshape(1, 3, *example),),
@@ -151,6 +149,12 @@ def graph_from_torch(module: torch.nn.Module, taps: Sequence[str], example: tupl
             f"torch cannot export {type(module).__name__}: {_one_line(error)} "
             "(a model that you export to ONNX yourself can be read from its file)"
         ) from error
+    for warning in seen:
+        if issubclass(warning.category, torch.jit.TracerWarning):  # type: ignore[attr-defined]
+            raise GraphError(
+                f"{type(module).__name__} depends on the picture's values, so its trace would be wrong for others: "
+                f"{_one_line(warning.message)}"
+            )
     return graph_from_model(_renamed(model, names))
 
 
@@ -262,5 +266,5 @@ def _check_taps(graph: Graph, taps: Iterable[str]) -> None:
             )
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: BaseException | str) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -99,7 +99,7 @@ class Painting:
         alpha = job.content.alpha
         return Result(
             image=picture,
-            alpha=None if alpha is None else _resized_plane(alpha, job.size),
+            alpha=None if alpha is None else resize(alpha, job.size),
             preset=preset.name,
             backend=self._backend.name,
             precision=self._backend.precision,
@@ -200,10 +200,6 @@ def _staged(solver: AnySolver, stage: Stage | None) -> AnySolver:
 
 def _scaled(sizing: Sizing, scale: float) -> Sizing:
     return replace(sizing, pixels=max(1, round(sizing.pixels * scale)))
-
-
-def _resized_plane(plane: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    return resize(np.repeat(plane[:, :, None], 3, axis=2), size)[:, :, 0]
 
 
 def _versions(backend: Backend) -> dict[str, str]:

@@ -93,12 +93,11 @@ class Preset:
         reached = set(weights.taps)
         style = {tap: w for tap, w in self.objective.style.items() if resolve_tap(weights.backbone, tap) in reached}
         content: dict[str, float] = {}
-        deepest = [tap for tap in weights.taps if tap.startswith("relu")]
+        deepest = [tap for tap in weights.taps if tap.startswith("relu")][-1]
         for tap, weight in self.objective.content.items():
-            if resolve_tap(weights.backbone, tap) in reached:
-                content[tap] = weight
-            elif deepest:
-                content[deepest[-1]] = weight
+            place = resolve_tap(weights.backbone, tap)
+            place = place if place in reached else deepest
+            content[place] = content.get(place, 0.0) + weight
         if not style:
             raise MissingTapError(
                 f"weights {weights.name!r} end at {weights.convs[-1].name}, "

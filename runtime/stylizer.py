@@ -167,8 +167,6 @@ class Stylizer:
         self.limits.check_long_side(*job.size)
         self.limits.check_iterations(preset.total_iterations())
         self.limits.check_evaluations(preset.evaluations or preset.total_iterations())
-        if preset.evaluations is not None:
-            self.limits.check_evaluations(preset.evaluations * max(1, len(preset.stages)))
         return Painting(_with_init(job, init, self.limits), self.backend)
 
     def _exclusively(self, painting: Painting) -> Iterator[Step]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from impasto.errors import GraphError, UsageError
+from impasto.errors import GraphError, UsageError, WeightsError
 from impasto.export.forward import IMAGE, check_size
 from impasto.export.manifest import GraphRecord, Manifest, read_manifest
 from impasto.export.objective import Objective
@@ -70,8 +70,8 @@ def verify_bundle(folder: str | Path, sizes: Sequence[tuple[int, int]] = SIZES) 
 
     folder = Path(folder)
     manifest = read_manifest(folder)
-    weights = _weights(folder, manifest)
     try:
+        weights = _weights(folder, manifest)
         objective = manifest.objective.canonical(weights)
         for size in sizes:
             check_size(weights, objective.taps, size)
@@ -83,8 +83,8 @@ def verify_bundle(folder: str | Path, sizes: Sequence[tuple[int, int]] = SIZES) 
             if any(graph.kind == "slice-forward" for graph in manifest.graphs):
                 found += case.sliced(manifest, sessions)
             checks += [Check(f"{width}x{height} {name}", error, tolerance) for name, error, tolerance in found]
-    # Taps that the weights do not reach; graphs that lack a tensor.
-    except (UsageError, KeyError) as error:
+    # Weights of another shape, taps that they do not reach, graphs that lack a tensor.
+    except (WeightsError, UsageError, KeyError) as error:
         raise GraphError(f"{str(folder)!r}: its graphs and its manifest disagree ({error}): export it again") from error
     return checks
 
