@@ -21,8 +21,8 @@ from impasto.runtime.plans.session import Session
 from impasto.runtime.plans.sliced import SlicedPlan, SliceSessions
 from impasto.runtime.problem import Evaluator, FloatArray, Problem
 
-_WARM = 3
-"""How many sessions are kept: of one job, the objective's and those that measured content and style."""
+_WARM = 2
+"""How many graphs are kept: the one that measures pictures, and the objective's at the last size."""
 
 
 class GraphBackend(ABC):
@@ -51,25 +51,20 @@ class GraphBackend(ABC):
         style: tuple[str, ...],
     ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
         """Measure targets, as `Backend.measure` says."""
-        shape = (image.shape[2], image.shape[3])
+        taps = tuple(objective.content), tuple(objective.style)
 
         def make() -> Session:
-            graph = statistics_graph(
-                weights,
-                content,
-                style,
-                pooling=objective.pooling,
-                space=pixel_space(objective.convention),
-                shape=shape,
-            )
+            # One graph for all of the objective's taps and any size: both pictures of every job share the session.
+            graph = statistics_graph(weights, *taps, pooling=objective.pooling, space=pixel_space(objective.convention))
             return self.compile(graph, once=True)
 
-        key = ("measure", weights.sha256, objective.pooling, objective.convention, content, style, shape)
+        key = ("measure", weights.sha256, objective.pooling, objective.convention, taps)
         outputs = self._kept(key, make).run({"image": image})
         grams = {}
         for tap in style:
             stride = weights.backbone.stride(tap)
-            grams[tap] = outputs[f"style.{tap}"] / np.float32((shape[0] // stride) * (shape[1] // stride))
+            positions = (image.shape[2] // stride) * (image.shape[3] // stride)
+            grams[tap] = outputs[f"style.{tap}"] / np.float32(positions)
         return {tap: outputs[f"content.{tap}"] for tap in content}, grams
 
     def prepare(self, problem: Problem, plan: Plan) -> Evaluator:

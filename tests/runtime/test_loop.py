@@ -29,7 +29,7 @@ BUDGET = 100
 class Bowl:
     """½Σc·(x - 1)² in two terms; ``spoil`` maps the number of an evaluation, from 1, and its losses to others."""
 
-    def __init__(self, spoil=lambda count, losses: losses):
+    def __init__(self, spoil=lambda _, losses: losses):
         self.count = 0
         self._spoil = spoil
 
@@ -124,15 +124,14 @@ def test_gives_up_where_nothing_helps_and_keeps_the_best(solver):
     bowl = Bowl(lambda count, losses: losses if count <= 4 else spoiled(losses, "nan"))
     best, losses = Best(START.copy()), []
     with pytest.raises(DivergenceError, match="10 times in a row"):
-        for observation in descend(bowl, solver, best, max_evaluations=BUDGET):
-            losses.append(observation.losses.total)
+        losses.extend(o.losses.total for o in descend(bowl, solver, best, max_evaluations=BUDGET))
     assert best.loss == min(losses[:4])
     assert Bowl.true(best.image).total == best.loss
 
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 def test_a_start_that_fails_is_an_error_at_once(solver):
-    bowl, best = Bowl(lambda count, losses: spoiled(losses, "nan")), Best(START.copy())
+    bowl, best = Bowl(lambda _, losses: spoiled(losses, "nan")), Best(START.copy())
     with pytest.raises(DivergenceError, match="at the start"):
         run(bowl, solver, best)
     assert bowl.count == 1
@@ -204,8 +203,7 @@ def test_what_an_evaluation_raises_comes_through_and_leaves_the_best(solver, err
     threads = threading.active_count()
     best, losses = Best(START.copy()), []
     with pytest.raises(error):
-        for observation in descend(Bowl(spoil), solver, best):
-            losses.append(observation.losses.total)
+        losses.extend(observation.losses.total for observation in descend(Bowl(spoil), solver, best))
     assert len(losses) == 3
     assert best.loss == min(losses) == Bowl.true(best.image).total
     assert threading.active_count() == threads

@@ -35,7 +35,7 @@ class Spy(OnnxRuntimeBackend):
         super().__init__()
         self.reset()
 
-    def reset(self, spoil=lambda count, losses: losses):
+    def reset(self, spoil=lambda _, losses: losses):
         self.measured, self.problems, self.images = [], [], []
         self.spoil = spoil
 
@@ -139,7 +139,7 @@ def test_the_trace_is_that_of_the_steps(spy, job):
     assert steps[0].iteration == 0
     assert max(s.iteration for s in steps) <= 6
     seconds = [s.seconds for s in steps]
-    assert 0 < seconds[0]
+    assert seconds[0] > 0
     assert seconds == sorted(seconds)
     assert result.seconds >= seconds[-1]
     assert all(step.size == (24, 18) for step in steps)
@@ -227,8 +227,7 @@ def test_an_interrupt_in_an_evaluation_keeps_the_result(spy, job, at):
     spy.reset(interrupt)
     painting, losses = Painting(job(), spy), []
     with pytest.raises(KeyboardInterrupt):
-        for step in painting:
-            losses.append(step.loss)
+        losses.extend(step.loss for step in painting)
     result = painting.result()
     assert result.stop == "interrupted"
     assert len(losses) == at - 1
@@ -270,8 +269,7 @@ def test_a_job_that_cannot_go_on_is_an_error_that_keeps_the_best(spy, job):
     spy.reset(lambda count, losses: losses if count <= 3 else nan(losses))
     painting, losses = Painting(job(), spy), []
     with pytest.raises(DivergenceError, match="lower"):
-        for step in painting:
-            losses.append(step.loss)
+        losses.extend(step.loss for step in painting)
     assert painting.result().loss["total"] == pytest.approx(min(losses[:3]), rel=1e-14)
 
 
