@@ -71,7 +71,7 @@ def evaluate(
     size = pictures[0].size
     beside = style_size(preset, pictures[2], size, sizing or Sizing("long", max(size)))
     objective, weights = preset.objective, stylizer.weights
-    with stylizer._alone():
+    with stylizer.exclusive():
         targets = measure_targets(
             stylizer.backend, weights, objective, resize(pictures[1].rgb, size), resize(pictures[2].rgb, beside)
         )

@@ -170,11 +170,12 @@ class Stylizer:
         return Painting(_with_init(job, init, self.limits), self.backend)
 
     def _exclusively(self, painting: Painting) -> Iterator[Step]:
-        with self._alone():
+        with self.exclusive():
             yield from painting
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
+        """Hold the stylizer for one job; raise `UsageError` if another thread does."""
         if not self._busy.acquire(blocking=False):
             raise UsageError("this Stylizer is painting already: make one for each thread, or wait for it to end")
         try:

@@ -107,7 +107,7 @@ def test_attributes_of_newer_opsets_at_their_defaults(opset):
         graph_from_model(source)
 
 
-def test_the_model_that_was_read_is_left_alone():
+def test_the_model_that_was_read_is_leftexclusive():
     source = classifier(13)
     before = source.SerializeToString()
     graph_from_model(source)
