@@ -51,7 +51,7 @@ class GraphBackend(ABC):
         style: tuple[str, ...],
     ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
         """Measure targets, as `Backend.measure` says."""
-        taps = tuple(objective.content), tuple(objective.style)
+        taps = (tuple(dict.fromkeys([*objective.content, *content])), tuple(dict.fromkeys([*objective.style, *style])))
 
         def make() -> Session:
             # One graph for all of the objective's taps and any size: both pictures of every job share the session.
