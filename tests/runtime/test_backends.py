@@ -160,7 +160,9 @@ def test_takes_an_image_that_is_a_view(executor, problem, image):
 def test_evaluates_several_problems_in_turn(executor, problem, image, shallow, picture):
     alone = executor.evaluate(problem, image)
     others = []
-    for size in ((9, 8), (22, 31), (31, 22), (4, 4)):
+    # Nothing below 8 pixels, where relu3_1 has a single position: the threads of MKL's matrix-vector product, which
+    # torch then uses, change the last bit from run to run.
+    for size in ((9, 8), (22, 31), (31, 22), (12, 17)):
         other = executor.problem(shallow, OBJECTIVE, picture(5, *size), picture(6, 12, 12))
         others.append((other, encoded(OBJECTIVE, picture(7, *size))))
     first = [executor.evaluate(*other) for other in others]
