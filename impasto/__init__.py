@@ -31,10 +31,10 @@ _PUBLIC = {
 __all__ = [*sorted(_PUBLIC), "__version__"]
 
 if TYPE_CHECKING:
-    from impasto.runtime.result import Result as Result
     from impasto.runtime.limits import Limits as Limits
     from impasto.runtime.loop import Step as Step
     from impasto.runtime.presets import Preset as Preset
+    from impasto.runtime.result import Result as Result
     from impasto.runtime.stylizer import Stylizer as Stylizer
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -142,9 +142,9 @@ class Painting:
             return to_uint8(decoded(preset.objective, best.image))
 
         for seen in descend(evaluator, solver, best, scale=problem.scale(), max_evaluations=preset.evaluations):
-            terms = {name: value * unit for name, value in seen.losses.terms.items()}
-            if seen.improved or not self._losses:
-                self._losses = terms
+            terms = _times(seen.losses.terms, unit)
+            if best.terms is not None:
+                self._losses = _times(best.terms, unit)
             step = Step(
                 iteration=done.iteration + seen.iteration,
                 evaluation=done.evaluation + seen.evaluation,
@@ -188,6 +188,10 @@ def _unit(objective: Objective, solver: AnySolver) -> float:
     """
     largest = max([*objective.content.values(), *objective.style.values(), objective.tv])
     return largest if isinstance(solver, LBFGS | Adam) and largest > 0 else 1.0
+
+
+def _times(terms: Mapping[str, float], factor: float) -> dict[str, float]:
+    return {name: value * factor for name, value in terms.items()}
 
 
 def _staged(solver: AnySolver, stage: Stage | None) -> AnySolver:
