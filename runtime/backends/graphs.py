@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -33,6 +34,7 @@ class GraphBackend(ABC):
 
     def __init__(self) -> None:
         self._warm: OrderedDict[Hashable, Any] = OrderedDict()
+        self._lock = threading.Lock()
 
     @abstractmethod
     def compile(self, graph: Graph, *, once: bool = False) -> Session:
@@ -92,9 +94,10 @@ class GraphBackend(ABC):
         self._warm.clear()
 
     def _kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        if key not in self._warm:
-            while len(self._warm) >= _WARM:
-                self._warm.popitem(last=False)
-            self._warm[key] = make()
-        self._warm.move_to_end(key)
-        return self._warm[key]
+        with self._lock:
+            if key not in self._warm:
+                while len(self._warm) >= _WARM:
+                    self._warm.popitem(last=False)
+                self._warm[key] = make()
+            self._warm.move_to_end(key)
+            return self._warm[key]

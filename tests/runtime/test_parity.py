@@ -38,7 +38,7 @@ from impasto.runtime.targets import encoded, measure_targets
 STYLE_TAPS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 
 
-# --- The recipes, from recipes' publications ------------------------------------------------------------------------
+# --- The recipes, as published --------------------------------------------------------------------------------------
 
 
 def gram(features):
