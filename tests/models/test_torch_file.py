@@ -298,6 +298,8 @@ def whole_files(tmp_path_factory):
     return folder / "fuzzed.pth", {form: save(state, folder / form, form).read_bytes() for form in FORMATS}
 
 
+# Python's own pickle reader warns of a backslash that damage put into a string.
+@pytest.mark.filterwarnings("ignore:.*invalid escape sequence:DeprecationWarning")
 @settings(max_examples=200, deadline=None)
 @given(
     form=st.sampled_from(sorted(FORMATS)),
