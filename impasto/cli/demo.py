@@ -47,7 +47,7 @@ def demo(
 
     painting_path, contact_path = folder / "painting.png", folder / "side-by-side.png"
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
             f"cannot make the folder {str(folder)!r} ({error.strerror}): choose another with -o"
