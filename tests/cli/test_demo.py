@@ -7,16 +7,13 @@ import pytest
 
 from impasto.cli import demo as module
 from impasto.cli.demo import side_by_side
-from impasto.models.locate import find_weights
-from impasto.runtime import stylizer
 from impasto.runtime.read_image import read_image
 
 
 @pytest.fixture(autouse=True)
-def short(monkeypatch, pictures):
+def short(monkeypatch):
     monkeypatch.setattr(module, "DEMO_SIZE", 48)
     monkeypatch.setattr(module, "DEMO_ITERATIONS", 3)
-    monkeypatch.setattr(stylizer, "find_weights", lambda _: find_weights(pictures.weights))
 
 
 def test_it_writes_a_painting_and_its_side_by_side_and_replaces_its_own(run, tmp_path, monkeypatch):
@@ -33,11 +30,13 @@ def test_it_writes_a_painting_and_its_side_by_side_and_replaces_its_own(run, tmp
     assert np.array_equal(contact[:, -48:], painting.rgb)
     again = run("demo", "-o", folder, "--quiet")
     assert (again.code, again.err) == (0, "")
+    deeper = run("demo", "-o", tmp_path / "new" / "folder", "--quiet")
+    assert (deeper.code, deeper.err) == (0, "")
 
 
 def test_a_folder_that_cannot_be_made(run, tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    for folder in (tmp_path / "file", tmp_path / "missing" / "demo"):
+    for folder in (tmp_path / "file", tmp_path / "file" / "demo"):
         told = run("demo", "-o", folder)
         assert told.code == 2
         assert str(folder) in told.error
