@@ -15,7 +15,7 @@ from impasto.runtime.backends.protocol import Backend, Plan
 from impasto.runtime.images import Picture, Sizing, resize, to_uint8
 from impasto.runtime.loop import Best, Step, clock, descend
 from impasto.runtime.presets import AnySolver, Preset, Stage
-from impasto.runtime.problem import FloatArray, Problem
+from impasto.runtime.problem import Evaluator, FloatArray, Problem
 from impasto.runtime.result import Result, Stop, TracePoint, peak_memory, sums
 from impasto.runtime.solvers import LBFGS, SGD, Adam
 from impasto.runtime.targets import decoded, encoded, measure_targets
@@ -122,7 +122,11 @@ class Painting:
             yield from self._paint(stage)
         self._stop = "done"
 
-    def _paint(self, stage: Stage | None) -> Generator[Step, None, None]:
+    def _prepare(self, stage: Stage | None) -> tuple[Evaluator, Best, float, float]:
+        """Return a stage's evaluator, its start as the best so far, the objective's unit, and the scale of losses.
+
+        A method of its own, so that pictures which only the targets need are gone while the stage is painted.
+        """
         job, preset = self._job, self._job.preset
         size, style_size = job.sizes(stage)
         content, style = resize(job.content.rgb, size), resize(job.style.rgb, style_size)
@@ -130,8 +134,13 @@ class Painting:
         start = self._start(content, style)
         unit = _unit(preset.objective, preset.solver)
         problem = Problem(preset.objective.scaled(1 / unit), job.weights, targets, (size[1], size[0]))
-        evaluator = self._backend.prepare(problem, job.plan)
-        self._best = best = Best(start)
+        return self._backend.prepare(problem, job.plan), Best(start), unit, problem.scale()
+
+    def _paint(self, stage: Stage | None) -> Generator[Step, None, None]:
+        preset = self._job.preset
+        size, _ = self._job.sizes(stage)
+        evaluator, best, unit, scale = self._prepare(stage)
+        self._best = best
         if self._loop_seconds is None:
             self._loop_seconds = clock()
         seconds = self._loop_seconds
@@ -141,7 +150,7 @@ class Painting:
         def preview() -> NDArray[np.uint8]:
             return to_uint8(decoded(preset.objective, best.image))
 
-        for seen in descend(evaluator, solver, best, scale=problem.scale(), max_evaluations=preset.evaluations):
+        for seen in descend(evaluator, solver, best, scale=scale, max_evaluations=preset.evaluations):
             terms = _times(seen.losses.terms, unit)
             if best.terms is not None:
                 self._losses = _times(best.terms, unit)
