@@ -15,16 +15,16 @@ def measure_targets(
 ) -> Targets:
     """Measure both pictures, each (H, W, 3) float32 RGB in 0–1; the content picture has the result's size.
 
-    Raises `ImageError` for a picture that is too small for one of the objective's taps: one graph measures both.
+    Raises `ImageError` for a picture that is too small for one of its taps.
     """
     content_taps, style_taps = tuple(objective.content), tuple(objective.style)
     activations: dict[str, FloatArray] = {}
     grams: dict[str, FloatArray] = {}
-    for picture in (content, style):
-        check_size(weights, objective.taps, (picture.shape[0], picture.shape[1]))
     if content_taps:
+        check_size(weights, content_taps, (content.shape[0], content.shape[1]))
         activations, _ = backend.measure(weights, objective, encoded(objective, content), content_taps, ())
     if style_taps:
+        check_size(weights, style_taps, (style.shape[0], style.shape[1]))
         _, grams = backend.measure(weights, objective, encoded(objective, style), (), style_taps)
     positions = {}
     for tap in style_taps:
