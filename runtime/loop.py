@@ -68,6 +68,7 @@ def descend(
     measured: a start that is the optimum can only get worse, and that is no explosion.
     """
     shape = best.image.shape
+    best.image = best.image.copy()  # from here on it is written to in place
     ceiling = math.inf
     with closing(solver.minimise(best.image.reshape(-1))) as trials:
         trial = next(trials)
@@ -81,7 +82,7 @@ def descend(
             failed = not (loss <= ceiling and math.isfinite(loss) and np.isfinite(losses.gradient).all())
             improved = not failed and loss < best.loss
             if improved:
-                best.image = trial.x.reshape(shape).copy()
+                np.copyto(best.image, trial.x.reshape(shape))
                 best.loss, best.terms = loss, losses.terms
             yield Observation(trial.iteration, count, losses, improved)
             if count == max_evaluations:
