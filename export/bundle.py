@@ -4,6 +4,7 @@
 ``manifest.json``                  what the folder holds (`impasto.export.manifest`)
 ``forward.onnx``                   image → taps
 ``fused.onnx``                     image, targets, loss weights → loss terms, pixel gradient
+``calibration.onnx``               for filters: style picture → their scales and thresholds
 ``slice-NN-<tap>.forward.onnx``    with slices: one tap from what comes before it …
 ``slice-NN-<tap>.gradient.onnx``   … and its vector–Jacobian product
 ``weights.bin``                    the graphs' large constants, each once, as ONNX external data
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from impasto.errors import GraphError
+from impasto.export.calibration import calibration_graph
 from impasto.export.folders import replaced_folder
 from impasto.export.forward import forward_graph
 from impasto.export.fused import fused_graph
@@ -78,9 +80,8 @@ def export_bundle(
             data = _Data(file)
             tensors = tuple(
                 WeightRecord(name, tuple(weights.tensors[name].shape), data.place(weights.tensors[name])[0])
-                for conv in weights.convs
-                if f"{conv.name}.bias" in forward.constants
-                for name in (f"{conv.name}.weight", f"{conv.name}.bias")
+                for layer in weights.backbone.layers[: weights.backbone.taps.index(forward.outputs[-1]) + 1]
+                for name in layer.tensors()
             )
             records = tuple(_write(workspace / name, kind, tap, graph, data) for name, kind, tap, graph in graphs)
         manifest = Manifest(
@@ -108,6 +109,9 @@ def _graphs(weights: Weights, objective: Objective, slices: bool) -> Iterator[tu
     forward.prune()
     yield "forward.onnx", "forward", "", forward
     yield "fused.onnx", "fused", "", fused_graph(objective, weights)
+    calibration = calibration_graph(weights, objective.taps, space)
+    if calibration.outputs:
+        yield "calibration.onnx", "calibration", "", calibration
     if slices:
         for number, piece in enumerate(slice_graph(forward, forward.outputs), 1):
             stem = f"slice-{number:02d}-{piece.tap}"

@@ -9,8 +9,14 @@ input                      shape        meaning
 ``style.<tap>``            (C, C)       style target A
 ``style.<tap>.scale``      ()           1 / N, for  G = F·Fᵀ / N  with F of shape (C, N), N = h·w
 ``style.<tap>.weight``     ()           coefficient c of  c·Σ(G - A)²
+``style.<tap>.mean``       (C, 1)       target m of the mean μ of F
+``style.<tap>.mean.weight`` ()          coefficient d of  d·Σ(μ - m)²
 ``tv.weight``              ()           coefficient of the total variation
+``<layer>.scale``          (C,)         of filters: see `impasto.export.calibration`
+``<layer>.threshold``      (C,)         of filters
 =========================  ===========  ==============================================================
+
+The means are there for taps whose statistic is the covariance; their G is F·Fᵀ / N - μμᵀ.
 
 Outputs: every term, weighted, a scalar (``loss.content.<tap>``, ``loss.style.<tap>``, ``loss.tv``), and ``gradient``,
 (1, 3, H, W), of their sum with respect to the image. All float32.
@@ -18,16 +24,17 @@ Outputs: every term, weighted, a scalar (``loss.content.<tap>``, ``loss.style.<t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from impasto.export.autodiff import differentiate
-from impasto.export.forward import IMAGE, forward_graph
+from impasto.export.forward import forward_graph
 from impasto.export.graph import Graph, Shape
-from impasto.export.objective import Objective, TvForm
-from impasto.export.terms import content_term, style_term, total_variation
+from impasto.export.objective import Objective, Statistic, TvForm
+from impasto.export.terms import STYLE_TERMS, content_term, total_variation
 from impasto.models.conventions import pixel_space
+from impasto.models.layers import IMAGE
 from impasto.models.weights import Weights
 
 GRADIENT = "gradient"
@@ -46,19 +53,20 @@ def fused_graph(objective: Objective, weights: Weights, shape: tuple[int, int] |
         space=pixel_space(objective.convention),
         shape=shape,
     )
-    fuse(graph, objective.content, objective.style, objective.tv_form if objective.tv else None)
+    style = {tap: objective.statistic(tap) for tap in objective.style}
+    fuse(graph, objective.content, style, objective.tv_form if objective.tv else None)
     return graph
 
 
-def fuse(graph: Graph, content: Iterable[str], style: Iterable[str], tv_form: TvForm | None) -> None:
+def fuse(graph: Graph, content: Iterable[str], style: Mapping[str, Statistic], tv_form: TvForm | None) -> None:
     """Turn a graph that computes taps from ``image`` into the fused graph of terms on them.
 
-    The taps are tensors of shape (1, C, h, w), C static. ``tv_form`` None leaves the total variation out. Raises as
-    `differentiate` does.
+    The taps are tensors of shape (1, C, h, w), C static; ``style`` maps each to its statistic. ``tv_form`` None leaves
+    the total variation out. Raises as `differentiate` does.
     """
     types = graph.infer_shapes()
     losses = [content_term(graph, tap, types[tap][1]) for tap in content]
-    losses += [style_term(graph, tap, _channels(types[tap][1])) for tap in style]
+    losses += [STYLE_TERMS[statistic](graph, tap, _channels(types[tap][1])) for tap, statistic in style.items()]
     if tv_form is not None:
         losses.append(total_variation(graph, tv_form))
     one = graph.literal(1.0, np.float32)

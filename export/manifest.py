@@ -23,7 +23,7 @@ from impasto.models.conventions import CONVENTIONS
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-GraphKind = Literal["forward", "fused", "slice-forward", "slice-gradient"]
+GraphKind = Literal["forward", "fused", "calibration", "slice-forward", "slice-gradient"]
 
 
 @dataclass(frozen=True)

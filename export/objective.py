@@ -1,14 +1,14 @@
 """The objective: which content, style and total-variation terms are descended, and how each is normalised.
 
-Graphs do not depend on most of this. They compute ``c·Σ(F - P)²``, ``c·Σ(G - A)²`` with ``G = F·Fᵀ/N``, and a total
-variation, whose scalars c are inputs; `coefficients` computes them for a recipe, so that changing a weight or a
-normalisation needs no new export.
+Graphs do not depend on most of this. They compute ``c·Σ(F - P)²``, ``c·Σ(G - A)²`` with ``G = F·Fᵀ/N`` (or with the
+covariance, and the same of the mean), and a total variation, whose scalars c are inputs; `coefficients` computes them
+for a recipe, so that changing a weight or a normalisation needs no new export.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -25,11 +25,13 @@ ContentNorm = Literal["mean", "sum", "half-sum", "relative"]
 GramNorm = Literal["positions", "elements", "none"]
 StyleNorm = Literal["sum", "mean", "gatys", "image", "relative"]
 TvForm = Literal["squared", "power", "absolute"]
+Statistic = Literal["gram", "covariance"]
 
 CONTENT_NORMS: tuple[ContentNorm, ...] = ("mean", "sum", "half-sum", "relative")
 GRAM_NORMS: tuple[GramNorm, ...] = ("positions", "elements", "none")
 STYLE_NORMS: tuple[StyleNorm, ...] = ("sum", "mean", "gatys", "image", "relative")
 TV_FORMS: tuple[TvForm, ...] = ("squared", "power", "absolute")
+STATISTICS: tuple[Statistic, ...] = ("gram", "covariance")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class Objective:
     - ``style``: tap → weight w. G is F·Fᵀ over N, over C·N, or over nothing (``gram_norm`` positions, elements,
       none). The term is ``w·Σ(G-A)²``, ``w·mean((G-A)²)``, ``w·Σ(G-A)²/(4C²N²)``, ``w·Σ(G-A)²/(4·3²·(H·W)²)`` with
       the picture's H·W, or ``w·Σ(G-A)²/ΣA²`` (``style_norm`` sum, mean, gatys, image, relative).
+    - ``statistics``: style tap → ``gram`` or ``covariance``; taps that are not named here have the Gram matrix. The
+      covariance's term is ``w·½(Σ(G-A)²/ΣA² + Σ(μ-m)²/Σm²)`` with the mean μ of F over its positions and
+      G = F·Fᵀ/N - μμᵀ, whatever the two normalisations above are; A and m are the style picture's.
     - ``tv``: weight w of the total variation of the image; dx and dy are its forward differences:
       ``w·½(Σdx²+Σdy²)``, ``w·Σ(dx²+dy²)^1.25`` over the (H-1)×(W-1) window, or ``w·(Σ|dx|+Σ|dy|)`` (``tv_form``
       squared, power, absolute).
@@ -63,9 +68,10 @@ class Objective:
     pooling: Pooling = "max"
     pixels: str = "caffe"
     convention: str = "caffe"
+    statistics: Mapping[str, Statistic] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for field, known in (
+        for name, known in (
             ("content_norm", CONTENT_NORMS),
             ("gram_norm", GRAM_NORMS),
             ("style_norm", STYLE_NORMS),
@@ -74,8 +80,13 @@ class Objective:
             ("pixels", tuple(PIXEL_SPACES)),
             ("convention", tuple(PIXEL_SPACES)),
         ):
-            if getattr(self, field) not in known:
-                raise UsageError(f"{field} {getattr(self, field)!r} is unknown: choose among {', '.join(known)}")
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name} {getattr(self, name)!r} is unknown: choose among {', '.join(known)}")
+        for tap, statistic in self.statistics.items():
+            if statistic not in STATISTICS:
+                raise UsageError(f"statistic {statistic!r} of {tap} is unknown: choose among {', '.join(STATISTICS)}")
+            if tap not in self.style:
+                raise UsageError(f"statistics name {tap!r}, which has no style term: name taps that have one")
         for term, weight in [*self.content.items(), *self.style.items(), ("tv", self.tv)]:
             if not np.isfinite(weight) or weight < 0:
                 raise UsageError(f"weight {weight} of {term} must be a finite number, zero or more")
@@ -94,6 +105,19 @@ class Objective:
         style = [f"style.{tap}" for tap in self.style]
         return (*content, *style, *(["tv"] if self.tv else []))
 
+    def statistic(self, tap: str) -> Statistic:
+        """Return the statistic of a style tap."""
+        return self.statistics.get(tap, "gram")
+
+    def without(self, taps: Collection[str]) -> Objective:
+        """Return the objective without the terms on those taps; raise `UsageError` if no term is left."""
+        return replace(
+            self,
+            content={tap: w for tap, w in self.content.items() if tap not in taps},
+            style={tap: w for tap, w in self.style.items() if tap not in taps},
+            statistics={tap: s for tap, s in self.statistics.items() if tap not in taps},
+        )
+
     def scaled(self, factor: float) -> Objective:
         """Return the objective times ``factor``: every weight multiplied."""
         return replace(
@@ -108,7 +132,12 @@ class Objective:
 
         Raises `MissingTapError` for taps that the weights do not reach, `UsageError` for one tap under two names.
         """
-        return replace(self, content=_canonical(self.content, weights), style=_canonical(self.style, weights))
+        return replace(
+            self,
+            content=_canonical(self.content, weights),
+            style=_canonical(self.style, weights),
+            statistics={weights.require(tap): statistic for tap, statistic in self.statistics.items()},
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,18 +145,22 @@ class Targets:
     """What the terms compare with.
 
     ``content``: tap → (1, C, h, w), the content picture's activations at the result's size. ``style``: tap → (C, C),
-    the style picture's F·Fᵀ/N over its own N = ``style_positions[tap]``. All float32.
+    the style picture's F·Fᵀ/N over its own N = ``style_positions[tap]``, or its covariance; ``means``: tap → (C, 1),
+    its mean, for taps whose statistic is the covariance. ``calibration``: the inputs ``<layer>.scale`` and
+    ``<layer>.threshold``, (C,), of the filters that the taps need. All float32.
     """
 
     content: Mapping[str, FloatArray]
     style: Mapping[str, FloatArray]
     style_positions: Mapping[str, int]
+    means: Mapping[str, FloatArray] = field(default_factory=dict)
+    calibration: Mapping[str, FloatArray] = field(default_factory=dict)
 
 
 def coefficients(
     objective: Objective, targets: Targets, positions: Mapping[str, int], shape: tuple[int, int]
 ) -> dict[str, float]:
-    """Return the scalar inputs of the graphs: ``content.<tap>.weight``, ``style.<tap>.weight``, ``tv.weight``.
+    """Return the scalar inputs of the graphs: ``content.<tap>.weight``, ``style.<tap>.weight``, ``tv.weight``, ….
 
     ``positions`` is N of each style tap for the picture of ``shape`` (H, W) that is painted. Computed in float64.
     """
@@ -136,7 +169,10 @@ def coefficients(
         values[f"content.{tap}.weight"] = weight * _content_factor(objective.content_norm, targets.content[tap])
     for tap, weight in objective.style.items():
         channels, count = targets.style[tap].shape[0], positions[tap]
-        if objective.style_norm == "relative":
+        if objective.statistic(tap) == "covariance":
+            values[f"style.{tap}.mean.weight"] = weight / 2 / _energy(targets.means[tap])
+            factor = 1 / 2 / _energy(targets.style[tap])
+        elif objective.style_norm == "relative":
             factor = 1 / _energy(style_target(objective, targets, tap, count))
         else:
             # The graphs' Gram is over positions; the recipe's is this many times larger.
@@ -161,7 +197,7 @@ def style_target(objective: Objective, targets: Targets, tap: str, positions: in
     the number of positions.
     """
     target = targets.style[tap]
-    if objective.gram_norm != "none":
+    if objective.gram_norm != "none" or objective.statistic(tap) != "gram":
         return target
     return target * np.float32(targets.style_positions[tap] / positions)
 

@@ -18,6 +18,7 @@ import onnx
 from impasto.errors import GraphError
 from impasto.export.autodiff import differentiate
 from impasto.export.graph import Graph, Shape
+from impasto.models.layers import IMAGE
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,8 @@ class Slice:
 
     ``forward`` maps ``inputs`` to ``outputs`` (the tap, and what later slices read) and ``residuals`` (what only the
     gradient needs). ``gradient`` maps ``cotangent.<output>`` for every output, and the residuals, to
-    ``cotangent.<input>`` for every input.
+    ``cotangent.<input>`` for every input. ``parameters`` are the graph's inputs other than the image that the slice
+    reads, too; they have no cotangents, and the gradient needs some of them as residuals.
     """
 
     tap: str
@@ -35,6 +37,7 @@ class Slice:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     residuals: tuple[str, ...]
+    parameters: tuple[str, ...]
 
 
 def cotangent(tensor: str) -> str:
@@ -76,11 +79,13 @@ def _make_slice(
 ) -> Slice:
     made = [output for node in nodes for output in node.output]
     read = dict.fromkeys(name for node in nodes for name in node.input if name)
-    inputs = tuple(name for name in read if name not in made and name not in graph.constants)
+    outside = [name for name in read if name not in made and name not in graph.constants]
+    inputs = tuple(name for name in outside if name == IMAGE or name not in graph.inputs)
+    parameters = tuple(name for name in outside if name not in inputs)
     outputs = tuple(name for name in made if name == tap or name in later)
 
     forward = Graph(f"{graph.name}.{tap}.forward")
-    for name in inputs:
+    for name in outside:
         forward.input(name, types[name][1], types[name][0])
     for name in read:
         if name in graph.constants:
@@ -95,7 +100,7 @@ def _make_slice(
     results = differentiate(whole, seeds, inputs)
     backward = whole.nodes[len(nodes) :]
     wanted = {name for node in backward for name in node.input}
-    residuals = tuple(name for name in (*inputs, *made) if name in wanted)
+    residuals = tuple(name for name in (*outside, *made) if name in wanted)
 
     gradient = Graph(f"{graph.name}.{tap}.gradient")
     for name in residuals:
@@ -111,7 +116,7 @@ def _make_slice(
     gradient.outputs = [cotangent(name) for name in inputs]
     gradient.prune()
     forward.outputs = list(dict.fromkeys([*outputs, *(name for name in residuals if name in made)]))
-    return Slice(tap, forward, gradient, inputs, outputs, residuals)
+    return Slice(tap, forward, gradient, inputs, outputs, residuals, parameters)
 
 
 def _ancestors(producers: Mapping[str, onnx.NodeProto], tap: str) -> set[str]:

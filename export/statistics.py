@@ -1,12 +1,13 @@
-"""The graph that measures targets: activations for content, Gram matrices for style."""
+"""The graph that measures targets: activations for content, sums of products for style."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from impasto.export.forward import Pooling, forward_graph
 from impasto.export.graph import Graph
-from impasto.export.terms import gram_product
+from impasto.export.objective import Statistic
+from impasto.export.terms import channel_sums, gram_product
 from impasto.models.conventions import PixelSpace
 from impasto.models.weights import Weights
 
@@ -14,7 +15,7 @@ from impasto.models.weights import Weights
 def statistics_graph(
     weights: Weights,
     content: Sequence[str],
-    style: Sequence[str],
+    style: Mapping[str, Statistic],
     *,
     pooling: Pooling = "max",
     space: PixelSpace | None = None,
@@ -22,12 +23,15 @@ def statistics_graph(
 ) -> Graph:
     """Build the graph from ``image`` to ``content.<tap>``, (1, C, h, w), and ``style.<tap>``, (C, C).
 
-    The latter is F·Fᵀ, over nothing: divide by the number of positions. Raises as `forward_graph` does.
+    The latter is F·Fᵀ, over nothing: divide by the number of positions. A style tap whose statistic is the covariance
+    has its channels' sums beside it, ``style.<tap>.sum``, (C, 1). Raises as `forward_graph` does.
     """
     graph = forward_graph(weights, [*content, *style], pooling=pooling, space=space, shape=shape)
     outputs = [graph.add("Identity", tap, name=f"content.{tap}") for tap in content]
-    for tap in style:
-        product = gram_product(graph, tap, weights.backbone.channels(tap))
-        outputs.append(graph.add("Identity", product, name=f"style.{tap}"))
+    for tap, statistic in style.items():
+        channels = weights.backbone.channels(tap)
+        outputs.append(graph.add("Identity", gram_product(graph, tap, channels), name=f"style.{tap}"))
+        if statistic == "covariance":
+            outputs.append(graph.add("Identity", channel_sums(graph, tap, channels), name=f"style.{tap}.sum"))
     graph.outputs = outputs
     return graph

@@ -1,14 +1,14 @@
-"""The terms of an objective as ONNX nodes: content, style and total variation, each weighted by an input."""
+"""The terms of an objective as ONNX nodes: content, style and total variation, each weighted by inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from impasto.export.forward import IMAGE
 from impasto.export.graph import Dim, Graph
-from impasto.export.objective import TvForm
+from impasto.export.objective import Statistic, TvForm
+from impasto.models.layers import IMAGE
 
 
 def content_term(graph: Graph, tap: str, shape: Sequence[Dim]) -> str:
@@ -20,14 +20,28 @@ def content_term(graph: Graph, tap: str, shape: Sequence[Dim]) -> str:
     return graph.add("Mul", squares, weight, name=f"loss.content.{tap}")
 
 
-def style_term(graph: Graph, tap: str, channels: int) -> str:
+def gram_term(graph: Graph, tap: str, channels: int) -> str:
     """Append ``c·Σ(F·Fᵀ/N - A)²`` with inputs for c, 1/N and A; return ``loss.style.<tap>``."""
-    target = graph.input(f"style.{tap}", (channels, channels))
     scale = graph.input(f"style.{tap}.scale", ())
-    weight = graph.input(f"style.{tap}.weight", ())
     gram = graph.add("Mul", gram_product(graph, tap, channels), scale)
-    squares = total_of(graph, graph.add("Sub", gram, target), 2, squared=True)
-    return graph.add("Mul", squares, weight, name=f"loss.style.{tap}")
+    return _distance(graph, f"style.{tap}", gram, (channels, channels), name=f"loss.style.{tap}")
+
+
+def covariance_term(graph: Graph, tap: str, channels: int) -> str:
+    """Append ``c·Σ(F·Fᵀ/N - μμᵀ - A)² + d·Σ(μ - m)²`` with inputs for c, d, 1/N, A and m; return ``loss.style.<tap>``.
+
+    μ is the mean of F over its N positions.
+    """
+    scale = graph.input(f"style.{tap}.scale", ())
+    mean = graph.add("Mul", channel_sums(graph, tap, channels), scale)
+    gram = graph.add("Mul", gram_product(graph, tap, channels), scale)
+    covariance = graph.add("Sub", gram, graph.add("Gemm", mean, mean, transB=1))
+    spread = _distance(graph, f"style.{tap}", covariance, (channels, channels))
+    level = _distance(graph, f"style.{tap}.mean", mean, (channels, 1))
+    return graph.add("Add", spread, level, name=f"loss.style.{tap}")
+
+
+STYLE_TERMS: Mapping[Statistic, Callable[[Graph, str, int], str]] = {"gram": gram_term, "covariance": covariance_term}
 
 
 def total_variation(graph: Graph, form: TvForm, image: str = IMAGE) -> str:
@@ -58,6 +72,12 @@ def gram_product(graph: Graph, tap: str, channels: int) -> str:
     return graph.add("Gemm", features, features, transB=1)
 
 
+def channel_sums(graph: Graph, tap: str, channels: int) -> str:
+    """Append the sum of each channel of a tap (1, C, h, w), (C, 1), one axis at a time (see `total_of`)."""
+    rows = graph.add("ReduceSum", tap, graph.ints(3))
+    return graph.add("Reshape", graph.add("ReduceSum", rows, graph.ints(2)), graph.ints(channels, 1))
+
+
 def total_of(graph: Graph, x: str, rank: int, *, squared: bool = False) -> str:
     """Append the sum of all elements (or of their squares), one axis at a time.
 
@@ -68,6 +88,12 @@ def total_of(graph: Graph, x: str, rank: int, *, squared: bool = False) -> str:
         op = "ReduceSumSquare" if squared and axis == rank - 1 else "ReduceSum"
         x = graph.add(op, x, graph.ints(axis), keepdims=0)
     return x
+
+
+def _distance(graph: Graph, target: str, value: str, shape: tuple[int, int], name: str | None = None) -> str:
+    """Append ``c·Σ(value - target)²`` with inputs for the target and, as ``<target>.weight``, c."""
+    squares = total_of(graph, graph.add("Sub", value, graph.input(target, shape)), 2, squared=True)
+    return graph.add("Mul", squares, graph.input(f"{target}.weight", ()), name=name)
 
 
 def _difference(graph: Graph, image: str, axis: int, cut: int | None = None) -> str:

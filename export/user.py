@@ -18,10 +18,10 @@ import numpy as np
 import onnx
 
 from impasto.errors import GraphError, UnavailableError, UnknownNameError, UsageError
-from impasto.export.forward import IMAGE
 from impasto.export.fused import fuse
 from impasto.export.graph import OPSET, Dim, Graph, Shape, graph_from_model
-from impasto.export.objective import TvForm
+from impasto.export.objective import Statistic, TvForm
+from impasto.models.layers import IMAGE
 
 if TYPE_CHECKING:
     import torch
@@ -164,12 +164,14 @@ def user_objective_graph(
     style: Sequence[str],
     tv_form: TvForm | None = None,
     shape: tuple[int, int] | None = None,
+    statistics: Mapping[str, Statistic] | None = None,
 ) -> Graph:
     """Build the fused graph, as `impasto.export.fused` describes it, on a graph of the user's; that is left as it is.
 
     The graph has one input, the picture, float32, (1, 3, H, W), of whatever name and pixel space; it becomes ``image``.
     ``content`` and ``style`` name tensors of the graph of shape (1, C, h, w), C static. ``tv_form`` None leaves the
     total variation out. ``shape`` fixes (H, W); otherwise they stay what they are in the graph, dynamic or not.
+    ``statistics`` names those of the style taps whose statistic is not the Gram matrix.
 
     Raises `UnknownNameError` for a tap that the graph does not compute, `UsageError` if there are none, `GraphError`
     for an input or a tap of another kind, and `UnsupportedOpError` for a node between them without a gradient rule.
@@ -184,7 +186,7 @@ def user_objective_graph(
     try:
         fused = _on_image(graph, taps, shape)
         _check_taps(fused, taps)
-        fuse(fused, content, style, tv_form)
+        fuse(fused, content, {tap: (statistics or {}).get(tap, "gram") for tap in style}, tv_form)
     # A name of ours that the graph has already, or a node that contradicts its operator's definition.
     except (ValueError, KeyError, TypeError) as error:
         raise GraphError(f"graph {graph.name!r} cannot be differentiated: {_one_line(error)}") from error

@@ -1,7 +1,10 @@
 """Backbones: layer tables, taps and their aliases, weights, and the torch reference.
 
 ==================  ==================================================================================
-`backbones`         the VGG layer tables
+`layers`            what backbones are made of
+`backbones`         the VGG layer tables, and the filter bank's
+`filterbank`        a backbone without a learned number
+`philox`            … its random numbers, the same on every machine
 `taps`              canonical tap names and the aliases of other tools
 `conventions`       pixel spaces: how a picture becomes the numbers that weights expect
 `weights`           `Weights`: checked when made, with a digest; read from and written to safetensors

@@ -89,7 +89,7 @@ RGB255 = PixelSpace("rgb255", "rgb", 255.0, (123.675, 116.28, 103.53))
 """RGB, 0–255, minus torchvision's means, not divided by their standard deviations."""
 
 PIXEL_SPACES = {space.name: space for space in (CAFFE, TORCHVISION, UNIT, RGB255)}
-CONVENTIONS = {space.name: space for space in (CAFFE, TORCHVISION)}
+CONVENTIONS = {space.name: space for space in (CAFFE, TORCHVISION, UNIT)}
 """The pixel spaces that weights may be in."""
 
 
@@ -98,6 +98,14 @@ def pixel_space(name: str) -> PixelSpace:
     if name not in PIXEL_SPACES:
         raise UnknownNameError("pixel space", name, PIXEL_SPACES)
     return PIXEL_SPACES[name]
+
+
+def smallest_deviation(space: PixelSpace) -> float:
+    """Return the least standard deviation that a filter's response is divided by: an eighth of a grey level.
+
+    Anything below is not in an 8-bit picture; it is what a picture of one colour leaves after rounding.
+    """
+    return space.scale / max(space.std) / 255 / 8
 
 
 def _column(values: Triple) -> NDArray[np.float64]:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from impasto.errors import UnknownNameError, UsageError, WeightsError
-from impasto.models.backbones import BACKBONES, Backbone, Conv
+from impasto.models.backbones import BACKBONES, Backbone
 from impasto.models.backbones import backbone as backbone_named
 from impasto.models.conventions import CONVENTIONS
+from impasto.models.layers import Conv
 from impasto.models.tensor_files import open_tensor_file
 from impasto.models.weights import Weights
 
@@ -60,7 +61,7 @@ def _find_backbone(path: Path, shapes: Mapping[str, tuple[int, ...]], given: Bac
             f"weights {str(path)!r} hold no convolution under a known name "
             "(features.0.weight, block1_conv1, conv1_1.weight or conv1_1_W)"
         )
-    candidates = [given] if given else list(BACKBONES.values())
+    candidates = [given] if given else [net for net in BACKBONES.values() if net.convs]
     misfits = {net.name: misfit for net in candidates if (misfit := _misfit(net, shapes))}
     fitting = [net.name for net in candidates if net.name not in misfits]
     if not fitting:
@@ -78,7 +79,7 @@ def _find_backbone(path: Path, shapes: Mapping[str, tuple[int, ...]], given: Bac
 def _misfit(net: Backbone, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, str] | None:
     """Return how many tensors fit, and why the next does not; None if all do."""
     layers = _layers(net)
-    wanted = {f"{conv.name}.{part}": shape for conv in net.convs for part, shape in _shapes(conv).items()}
+    wanted = {name: shape for conv in net.convs for name, shape in conv.tensors().items()}
     found: dict[str, str] = {}
     for fits, (key, shape) in enumerate(sorted(shapes.items(), key=lambda item: _natural(item[0]))):
         layer, part = key.rsplit(".", 1)
@@ -94,13 +95,6 @@ def _misfit(net: Backbone, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, 
     expected = list(wanted)[: len(found) + len(found) % 2]
     missing = next((name for name in expected if name not in found), None)
     return (len(found), f"tensor {missing!r} is missing") if missing else None
-
-
-def _shapes(conv: Conv) -> dict[str, tuple[int, ...]]:
-    return {
-        "weight": (conv.out_channels, conv.in_channels, conv.kernel, conv.kernel),
-        "bias": (conv.out_channels,),
-    }
 
 
 def _layers(net: Backbone) -> dict[str, Conv]:

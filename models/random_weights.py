@@ -1,11 +1,12 @@
-"""Seeded random weights of a backbone's shape: for the demo, for tests, for benchmarks of full depth."""
+"""Weights that are drawn: the filter bank's, and those of VGG's shape for tests and benchmarks of full depth."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from impasto.models import filterbank
 from impasto.models.backbones import backbone
-from impasto.models.conventions import CAFFE, PixelSpace
+from impasto.models.conventions import CAFFE, UNIT, PixelSpace
 from impasto.models.weights import Weights
 
 
@@ -26,3 +27,9 @@ def random_weights(name: str, seed: int, convention: PixelSpace = CAFFE, last_co
         if conv.name == last_conv:
             break
     return Weights(f"random-{seed}", net, convention, tensors)
+
+
+def filterbank_weights(seed: int = 0) -> Weights:
+    """Return the filter bank that `impasto.models.filterbank` draws with a seed."""
+    name = f"filterbank-{seed}" if seed else "filterbank"
+    return Weights(name, backbone("filterbank"), UNIT, filterbank.tensors(seed))

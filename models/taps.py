@@ -2,7 +2,8 @@
 
 Canonical names are the paper's: ``relu4_2`` is after the ReLU, ``conv4_2`` before it, ``pool4`` after the pooling.
 Aliases: Keras (``block4_conv2`` includes the ReLU: ``relu4_2``; ``block4_pool``), torchvision (``features.21``, the
-module's own output: ``conv4_2``) and the PyTorch tutorial (``conv_4``, the 4th convolution, before its ReLU).
+module's own output: ``conv4_2``) and the PyTorch tutorial (``conv_4``, the 4th convolution, before its ReLU). The
+filter bank's taps (`impasto.models.filterbank`) have no others.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from impasto.errors import UnknownNameError
-from impasto.models.backbones import Backbone, Conv, Relu
+from impasto.models.backbones import Backbone
+from impasto.models.layers import Conv, Pool, Relu
 
 
 def aliases(backbone: Backbone) -> dict[str, str]:
@@ -36,7 +38,8 @@ def resolve_taps(backbone: Backbone, names: Iterable[str]) -> tuple[str, ...]:
 
 def _aliases(backbone: Backbone) -> Iterator[tuple[str, str]]:
     conv = pool = 0
-    for index, layer in enumerate(backbone.layers):
+    chain = [layer for layer in backbone.layers if isinstance(layer, Conv | Relu | Pool)] if backbone.convs else []
+    for index, layer in enumerate(chain):
         yield f"features.{index}", layer.name
         if isinstance(layer, Conv):
             conv += 1

@@ -1,7 +1,8 @@
 """Weights: a value that knows its backbone, its convention and its digest, checked when made.
 
-On disk they are safetensors with the metadata ``backbone`` and ``convention`` and the keys ``conv1_1.weight``
-(OIHW, float32) and ``conv1_1.bias`` (O, float32). A file may stop after any convolution; the taps above are missing.
+On disk they are safetensors with the metadata ``backbone`` and ``convention`` and the tensors of the backbone's layers
+under their names, ``conv1_1.weight`` (OIHW, float32) and ``conv1_1.bias`` (O, float32). A file may stop after any
+layer; the taps above are missing.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from impasto.errors import MissingTapError, OutputError, StorageError, WeightsError
-from impasto.models.backbones import BACKBONES, Backbone, Conv, backbone
+from impasto.models.backbones import BACKBONES, Backbone, backbone
 from impasto.models.conventions import CONVENTIONS, PixelSpace
+from impasto.models.layers import Layer
+from impasto.models.sources import SOURCES
 from impasto.models.taps import resolve_tap
 
 FloatArray = NDArray[np.float32]
@@ -28,10 +32,10 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """The convolution weights of one backbone, all of them or those up to some convolution.
+    """The weights of one backbone, all of them or those up to some layer.
 
-    ``tensors`` maps ``<conv>.weight`` (OIHW) and ``<conv>.bias`` (O) to finite float32 arrays; ``sha256`` is the
-    digest of the tensors' names, shapes and bytes together with backbone and convention; ``name`` is how the user
+    ``tensors`` maps the names that the layers give (``<conv>.weight``, OIHW, …) to finite float32 arrays; ``sha256`` is
+    the digest of the tensors' names, shapes and bytes together with backbone and convention; ``name`` is how the user
     knows them. Raises `WeightsError` when keys, shapes, types or values are not what the backbone needs.
     """
 
@@ -51,33 +55,31 @@ class Weights:
         object.__setattr__(self, "sha256", _digest(self))
 
     @property
-    def convs(self) -> tuple[Conv, ...]:
-        """The convolutions that these weights cover: a prefix of the backbone's."""
-        return tuple(c for c in self.backbone.convs if f"{c.name}.weight" in self.tensors)
+    def last(self) -> str:
+        """The last layer that these weights cover."""
+        return next(layer.name for layer in reversed(self.backbone.layers) if self._covers(layer) and layer.tensors())
 
     @property
     def taps(self) -> tuple[str, ...]:
         """The taps that these weights reach, in the order of the data."""
-        covered = {conv.name for conv in self.convs}
-        taps: list[str] = []
-        for layer in self.backbone.layers:
-            if isinstance(layer, Conv) and layer.name not in covered:
-                break
-            taps.append(layer.name)
-        return tuple(taps)
+        return tuple(layer.name for layer in takewhile(self._covers, self.backbone.layers))
+
+    def _covers(self, layer: Layer) -> bool:
+        return all(name in self.tensors for name in layer.tensors())
 
     def require(self, tap: str) -> str:
         """Return the canonical name of a tap that these weights reach.
 
         Raises `UnknownNameError` for a tap that the backbone does not have, `MissingTapError` for one above the
-        last convolution of these weights.
+        last layer of these weights.
         """
         canonical = resolve_tap(self.backbone, tap)
         if canonical not in self.taps:
+            net = self.backbone.name
+            whole = f"fetch full weights (impasto weights fetch {net})" if net in SOURCES else "use full weights"
             raise MissingTapError(
-                f"tap {tap!r} needs weights beyond {self.convs[-1].name}, where {self.name!r} ends: "
-                f"choose among {', '.join(self.taps)}, or fetch full weights "
-                f"(impasto weights fetch {self.backbone.name})"
+                f"tap {tap!r} needs weights beyond {self.last}, where {self.name!r} ends: "
+                f"choose among {', '.join(self.taps)}, or {whole}"
             )
         return canonical
 
@@ -157,10 +159,7 @@ def _header(weights: Weights) -> bytes:
 
 
 def _check(name: str, backbone: Backbone, tensors: Mapping[str, FloatArray]) -> None:
-    expected: dict[str, tuple[int, ...]] = {}
-    for conv in backbone.convs:
-        shape = (conv.out_channels, conv.in_channels, conv.kernel, conv.kernel)
-        expected |= {f"{conv.name}.weight": shape, f"{conv.name}.bias": (conv.out_channels,)}
+    expected = {name: shape for layer in backbone.layers for name, shape in layer.tensors().items()}
     foreign = sorted(set(tensors) - set(expected))
     if foreign:
         raise WeightsError(f"weights {name!r}: {backbone.name} has no tensor {foreign[0]!r}")

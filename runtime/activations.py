@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from impasto.export.forward import Pooling
 from impasto.export.objective import Objective
-from impasto.models.backbones import Layer, Pool, Relu
 from impasto.models.conventions import pixel_space
+from impasto.models.layers import IMAGE, Layer, Pool, Relu
 from impasto.models.reference import Reference
 from impasto.models.weights import Weights
 from impasto.runtime.problem import FloatArray
@@ -21,20 +21,24 @@ _MARGIN = 6.0
 
 
 class Activations:
-    """What every layer of the reference, up to an objective's deepest tap, makes of an image.
+    """What every layer of the reference that an objective needs makes of an image.
 
     ``clear`` tells that nothing is near a flip: nowhere does an input of a ReLU come so close to zero, or do the two
     largest of a max pooling's window come so close to each other, that rounding in float32 may exchange them. Then
-    every right gradient in float32 agrees with the exact one to rounding.
+    every right gradient in float32 agrees with the exact one to rounding. ``calibration`` is that of the targets.
     """
 
-    def __init__(self, weights: Weights, objective: Objective) -> None:
-        net = weights.backbone
-        self._depth = max(net.index(tap) for tap in objective.taps) + 1
-        self._net = net.layers[: self._depth]
+    def __init__(
+        self, weights: Weights, objective: Objective, calibration: Mapping[str, FloatArray] | None = None
+    ) -> None:
+        self._net = weights.backbone.needed(objective.taps)
         self._pooling: Pooling = objective.pooling
-        taps, space = net.taps[: self._depth], pixel_space(objective.convention)
+        taps, space = [layer.name for layer in self._net], pixel_space(objective.convention)
         self._networks = [Reference(weights, taps, objective.pooling, space, dtype) for dtype in _DTYPES]
+        self._calibrations = [
+            {name: torch.from_numpy(value).to(dtype) for name, value in (calibration or {}).items()}
+            for dtype in _DTYPES
+        ]
         self._images: list[torch.Tensor] = []
         self._layers: list[dict[str, torch.Tensor]] = []
         self.clear = False
@@ -42,9 +46,10 @@ class Activations:
     def compute(self, image: FloatArray) -> None:
         """Compute the layers of an image, (1, 3, H, W), in place of those of the image before."""
         self._images = [torch.from_numpy(image).to(dtype).requires_grad_() for dtype in _DTYPES]
-        self._layers = [network(x) for network, x in zip(self._networks, self._images, strict=True)]
+        runs = zip(self._networks, self._images, self._calibrations, strict=True)
+        self._layers = [network(x, calibration) for network, x, calibration in runs]
         with torch.no_grad():
-            self.clear = all(self._is_clear(above.name, layer) for above, layer in pairwise(self._net))
+            self.clear = all(self._is_clear(layer) for layer in self._net if layer.source != IMAGE)
 
     def tap(self, name: str) -> NDArray[np.float64]:
         """Return a tap, (1, C, h, w), computed in float64."""
@@ -60,9 +65,9 @@ class Activations:
             found.append(gradient.float().numpy())
         return found[0], found[1]
 
-    def _is_clear(self, above: str, layer: Layer) -> bool:
-        """Tell whether what the layer above gives is far from where this layer would decide otherwise."""
-        exact, rounded = (layers[above] for layers in self._layers)
+    def _is_clear(self, layer: Layer) -> bool:
+        """Tell whether what the layer reads is far from where it would decide otherwise."""
+        exact, rounded = (layers[layer.source] for layers in self._layers)
         if isinstance(layer, Relu):
             # Exact zeros come from weights of zero, and are zeros in float32 too.
             distances = exact[exact != 0].abs()

@@ -65,12 +65,12 @@ def evaluate(
 
     Raises as `Stylizer.steps` does: `ImageError`, `LimitError`, and `UsageError` while the stylizer paints.
     """
-    preset, limits = stylizer.preset, stylizer.limits
+    preset, limits, weights = stylizer.preset, stylizer.limits, stylizer.weights
     pictures = [read_image(source, limits) for source in (image, content, style)]
     limits.check_long_side(*pictures[0].size)
     size = pictures[0].size
     beside = style_size(preset, pictures[2], size, sizing or Sizing("long", max(size)))
-    objective, weights = preset.objective, stylizer.weights
+    objective = preset.objective_at(weights, size[::-1], beside[::-1])
     with stylizer.exclusive():
         targets = measure_targets(
             stylizer.backend, weights, objective, resize(pictures[1].rgb, size), resize(pictures[2].rgb, beside)

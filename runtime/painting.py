@@ -52,10 +52,16 @@ class Job:
 
     def stages(self) -> list[Stage | None]:
         """The stages to paint, without those, before the last, at which a picture is too small for a tap."""
-        need = max(self.weights.backbone.stride(tap) for tap in self.preset.objective.taps)
         stages = self.preset.stages
-        large = [stage for stage in stages[:-1] if min(min(side) for side in self.sizes(stage)) >= need]
-        return [*large, *stages[-1:]] or [None]
+        return [*filter(self._is_large_enough, stages[:-1]), *stages[-1:]] or [None]
+
+    def objective(self, stage: Stage | None) -> Objective:
+        """The objective of a stage: that of the preset for the stage's sizes."""
+        return self.preset.objective_at(self.weights, *(size[::-1] for size in self.sizes(stage)))
+
+    def _is_large_enough(self, stage: Stage) -> bool:
+        need = max(self.weights.backbone.smallest(tap) for tap in self.objective(stage).taps)
+        return min(min(side) for side in self.sizes(stage)) >= need
 
 
 class Painting:
@@ -72,6 +78,7 @@ class Painting:
         self._loop_seconds: Callable[[], float] | None = None
         self._trace: list[TracePoint] = []
         self._best: Best | None = None
+        self._objective = job.objective(None)
         self._losses: dict[str, float] = {}
         self._stop: Stop = "stopped"
         self._steps = self._run()
@@ -105,7 +112,7 @@ class Painting:
             precision=self._backend.precision,
             plan=job.plan,
             weights={"name": job.weights.name, "sha256": job.weights.sha256},
-            taps={"content": list(preset.objective.content), "style": list(preset.objective.style)},
+            taps={"content": list(self._objective.content), "style": list(self._objective.style)},
             loss=sums(self._losses),
             terms=self._losses,
             trace=tuple(self._trace),
@@ -130,10 +137,11 @@ class Painting:
         job, preset = self._job, self._job.preset
         size, style_size = job.sizes(stage)
         content, style = resize(job.content.rgb, size), resize(job.style.rgb, style_size)
-        targets = measure_targets(self._backend, job.weights, preset.objective, content, style)
+        objective = job.objective(stage)
+        targets = measure_targets(self._backend, job.weights, objective, content, style)
         start = self._start(content, style)
-        unit = _unit(preset.objective, preset.solver)
-        problem = Problem(preset.objective.scaled(1 / unit), job.weights, targets, (size[1], size[0]))
+        unit = _unit(objective, preset.solver)
+        problem = Problem(objective.scaled(1 / unit), job.weights, targets, (size[1], size[0]))
         return self._backend.prepare(problem, job.plan), Best(start), unit, problem.scale()
 
     def _paint(self, stage: Stage | None) -> Generator[Step, None, None]:

@@ -51,6 +51,9 @@ class Preset:
       which a picture would be too small for a tap is left out.
     - ``evaluations``: the most evaluations of a stage, for solvers that have no end of their own.
     - ``adapt``: leave out taps that the weights do not reach; content moves to the deepest ReLU that they do.
+    - ``weights``: the name of the weights to take where the user names none.
+    - ``smallest_grid``: at each size, leave out taps whose grid of positions in the content or the style picture has a
+      side below this, but never the finest; 0 leaves out none, and a picture too small for a tap is an error.
 
     Raises `UsageError` for settings that cannot work.
     """
@@ -66,6 +69,8 @@ class Preset:
     stages: tuple[Stage, ...] = ()
     evaluations: int | None = None
     adapt: bool = False
+    weights: str = "vgg19"
+    smallest_grid: int = 0
 
     def __post_init__(self) -> None:
         if self.style_fit not in STYLE_FITS:
@@ -80,6 +85,8 @@ class Preset:
             raise UsageError(f"noise is {self.noise}: give a standard deviation, a finite number of 0 or more")
         if self.evaluations is not None and self.evaluations < 1:
             raise UsageError(f"evaluations is {self.evaluations}: give at least 1")
+        if self.smallest_grid < 0:
+            raise UsageError(f"smallest_grid is {self.smallest_grid}: give 0 or more positions")
 
     def for_weights(self, weights: Weights) -> Preset:
         """Return the preset with canonical tap names, adapted to what the weights reach where ``adapt`` allows it.
@@ -100,10 +107,20 @@ class Preset:
             content[place] = content.get(place, 0.0) + weight
         if not style:
             raise MissingTapError(
-                f"weights {weights.name!r} end at {weights.convs[-1].name}, "
-                f"before every style tap of preset {self.name!r}"
+                f"weights {weights.name!r} end at {weights.last}, before every style tap of preset {self.name!r}"
             )
         return replace(self, objective=replace(self.objective, content=content, style=style).canonical(weights))
+
+    def objective_at(self, weights: Weights, *shapes: tuple[int, int]) -> Objective:
+        """Return the objective for pictures of those sizes, (H, W), without the taps that ``smallest_grid`` leaves out.
+
+        Tap names must be canonical already (`for_weights`).
+        """
+        net, taps = weights.backbone, self.objective.taps
+        finest = min(taps, key=net.stride)
+        sides = {tap: min(min(net.grid(tap, shape)) for shape in shapes) for tap in taps}
+        small = [tap for tap in taps if sides[tap] < self.smallest_grid and net.stride(tap) > net.stride(finest)]
+        return self.objective.without(small) if small else self.objective
 
     def total_iterations(self) -> int:
         """Return the iterations of all stages; for solvers without their own number, the evaluations or rounds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -29,8 +30,7 @@ class Problem:
 
     def positions(self, tap: str) -> int:
         """Return the number of positions N of a tap for this shape."""
-        stride = self.weights.backbone.stride(tap)
-        return (self.shape[0] // stride) * (self.shape[1] // stride)
+        return math.prod(self.weights.backbone.grid(tap, self.shape))
 
     def scale(self) -> float:
         """Return the loss where every feature is zero, without the total variation: a measure for losses."""
@@ -40,6 +40,8 @@ class Problem:
         loss = sum(factors[f"content.{tap}.weight"] * _energy(targets.content[tap]) for tap in objective.content)
         for tap, count in positions.items():
             loss += factors[f"style.{tap}.weight"] * _energy(style_target(objective, targets, tap, count))
+            if tap in targets.means:
+                loss += factors[f"style.{tap}.mean.weight"] * _energy(targets.means[tap])
         return loss
 
 

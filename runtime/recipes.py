@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from impasto.errors import UnknownNameError
 from impasto.export.objective import Objective
+from impasto.models.filterbank import LEVELS
 from impasto.runtime.images import Sizing
 from impasto.runtime.presets import Preset, Stage
 from impasto.runtime.solvers import LBFGS, LBFGSB, SGD, Bounds, TorchLBFGS
@@ -33,6 +34,25 @@ IMPASTO = Preset(
     solver=LBFGS(iterations=100, history=20),
     stages=(Stage(1 / 4, 100), Stage(1 / 2, 100), Stage(1.0, 100)),
     adapt=True,
+)
+
+_BANKS = tuple(f"bank{level}" for level in range(LEVELS))
+
+FILTERBANK = Preset(
+    name="filterbank",
+    source="Impasto's own, for the filter bank: needs no weights",
+    objective=Objective(
+        content=dict.fromkeys(_BANKS[:3], 0.08),
+        style=dict.fromkeys(_BANKS, 1.0),
+        statistics=dict.fromkeys(_BANKS, "covariance"),
+        content_norm="relative",
+        pixels="unit",
+        convention="unit",
+    ),
+    solver=LBFGS(iterations=100, history=20, first_step=1 / 255),
+    stages=(Stage(1 / 4, 100), Stage(1 / 2, 100), Stage(1.0, 150)),
+    weights="filterbank",
+    smallest_grid=8,
 )
 
 GATYS = Preset(
@@ -141,7 +161,8 @@ GATYS_NOTEBOOK = Preset(
 )
 
 PRESETS = {
-    preset.name: preset for preset in (IMPASTO, GATYS, KERAS, PYTORCH, JOHNSON, GORDIC, KERAS_IO, GATYS_NOTEBOOK)
+    preset.name: preset
+    for preset in (IMPASTO, FILTERBANK, GATYS, KERAS, PYTORCH, JOHNSON, GORDIC, KERAS_IO, GATYS_NOTEBOOK)
 }
 
 

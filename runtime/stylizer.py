@@ -11,29 +11,28 @@ from types import TracebackType
 
 import numpy as np
 
-from impasto.errors import UnavailableError, UnknownNameError, UsageError
-from impasto.models.locate import available, find_weights
+from impasto.errors import UnknownNameError, UsageError
+from impasto.models.locate import find_weights
 from impasto.models.taps import resolve_tap
 from impasto.models.weights import Weights
 from impasto.optimize.cache import EngineCache
 from impasto.runtime.backends.protocol import PLANS, Plan
 from impasto.runtime.backends.select import open_backend
+from impasto.runtime.default import choose
 from impasto.runtime.images import Sizing
 from impasto.runtime.limits import Limits
 from impasto.runtime.loop import Step
 from impasto.runtime.painting import Job, Painting
 from impasto.runtime.presets import INITS, Preset
 from impasto.runtime.read_image import Source, read_image
-from impasto.runtime.recipes import find_preset
 from impasto.runtime.result import Result
-
-DEFAULT_WEIGHTS = "vgg19"
 
 
 class Stylizer:
     """Paints pictures; weights and compiled sessions stay warm from job to job. A context manager.
 
-    ``preset`` is a name or a `Preset`; ``weights`` a name, a path or a `Weights`, by default VGG-19 from the cache;
+    ``preset`` is a name or a `Preset`; ``weights`` a name, a path or a `Weights`, by default the preset's. The preset
+    ``impasto`` paints with VGG-19 if that is in the cache, else with the filter bank (`impasto.runtime.default`).
     ``backend`` is ``auto``, ``onnxruntime`` or ``torch``; ``plan`` is ``fused`` or ``sliced``; ``cache`` keeps engines
     between processes (False: do not), ``threads`` is the number of CPU threads (all that are available).
 
@@ -57,21 +56,22 @@ class Stylizer:
             raise UnknownNameError("plan", plan, PLANS)
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}: give at least 1")
-        asked = find_preset(preset) if isinstance(preset, str) else preset
+        asked, note = choose(preset, weights) if isinstance(preset, str) else (preset, None)
         self.plan: Plan = plan
         self.limits = limits or Limits()
         self._owned = EngineCache() if cache is True else None
         engines = self._owned if isinstance(cache, bool) else cache
         self.backend = open_backend(backend, engines, threads)
-        self.weights = weights if isinstance(weights, Weights) else find_weights(weights or _default_weights())
+        self.weights = weights if isinstance(weights, Weights) else find_weights(weights or asked.weights)
         self.preset = asked.for_weights(self.weights)
         reached = self.weights.taps
         left_out = [t for t in asked.objective.taps if resolve_tap(self.weights.backbone, t) not in reached]
-        self._notes = (
-            (f"weights {self.weights.name!r} do not reach {', '.join(left_out)}: preset {asked.name!r} does without",)
-            if asked.adapt and left_out
-            else ()
-        )
+        notes = [note] if note else []
+        if asked.adapt and left_out:
+            notes.append(
+                f"weights {self.weights.name!r} do not reach {', '.join(left_out)}: preset {asked.name!r} does without"
+            )
+        self._notes = tuple(notes)
         self._busy = threading.Lock()
 
     def __enter__(self) -> Stylizer:
@@ -196,12 +196,3 @@ def _with_init(job: Job, init: Source | str | None, limits: Limits) -> Job:
 
 def _sized(sizing: Sizing, size: int) -> Sizing:
     return Sizing("stretch" if sizing.edge == "stretch" else "long", size)
-
-
-def _default_weights() -> str:
-    if DEFAULT_WEIGHTS not in available():
-        raise UnavailableError(
-            "no weights on this machine yet: run impasto weights fetch vgg19 (575 MB, once), "
-            "or give --weights FILE, or --weights random to try without"
-        )
-    return DEFAULT_WEIGHTS

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 from impasto.export.forward import check_size
 from impasto.export.objective import Objective, Targets
 from impasto.models.conventions import pixel_space
+from impasto.models.layers import Filters
 from impasto.models.weights import Weights
-from impasto.runtime.backends.protocol import Backend
+from impasto.runtime.backends.protocol import Backend, Measured
 from impasto.runtime.problem import FloatArray
 
 
@@ -18,19 +22,24 @@ def measure_targets(
     Raises `ImageError` for a picture that is too small for one of its taps.
     """
     content_taps, style_taps = tuple(objective.content), tuple(objective.style)
-    activations: dict[str, FloatArray] = {}
-    grams: dict[str, FloatArray] = {}
+    check_size(weights, content_taps, content.shape[:2])
+    # Filters are calibrated by the style picture even where only the content is compared by them.
+    check_size(weights, objective.taps if _has_filters(weights, objective) else style_taps, style.shape[:2])
+    style_image = encoded(objective, style)
+    calibration = backend.calibrate(weights, objective, style_image)
+    activations: Mapping[str, FloatArray] = {}
+    statistics = Measured({}, {}, {})
     if content_taps:
-        check_size(weights, content_taps, (content.shape[0], content.shape[1]))
-        activations, _ = backend.measure(weights, objective, encoded(objective, content), content_taps, ())
+        image = encoded(objective, content)
+        activations = backend.measure(weights, objective, image, content_taps, (), calibration).activations
     if style_taps:
-        check_size(weights, style_taps, (style.shape[0], style.shape[1]))
-        _, grams = backend.measure(weights, objective, encoded(objective, style), (), style_taps)
-    positions = {}
-    for tap in style_taps:
-        stride = weights.backbone.stride(tap)
-        positions[tap] = (style.shape[0] // stride) * (style.shape[1] // stride)
-    return Targets(activations, grams, positions)
+        statistics = backend.measure(weights, objective, style_image, (), style_taps, calibration)
+    positions = {tap: math.prod(weights.backbone.grid(tap, style.shape[:2])) for tap in style_taps}
+    return Targets(activations, statistics.style, positions, statistics.means, calibration)
+
+
+def _has_filters(weights: Weights, objective: Objective) -> bool:
+    return any(isinstance(layer, Filters) for layer in weights.backbone.needed(objective.taps))
 
 
 def encoded(objective: Objective, rgb: FloatArray) -> FloatArray:

@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from impasto.errors import GraphError, UsageError, WeightsError
-from impasto.export.forward import IMAGE, check_size
+from impasto.export.forward import check_size
 from impasto.export.manifest import GraphRecord, Manifest, read_manifest
 from impasto.export.objective import Objective
 from impasto.export.slices import cotangent
 from impasto.models.backbones import backbone
 from impasto.models.conventions import CONVENTIONS
+from impasto.models.layers import IMAGE
 from impasto.models.weights import Weights
 from impasto.runtime.plans.fused import FusedPlan
 from impasto.runtime.problem import FloatArray, Problem
@@ -54,12 +55,13 @@ class Check:
         object.__setattr__(self, "passed", self.error <= self.tolerance)
 
 
-def verify_bundle(folder: str | Path, sizes: Sequence[tuple[int, int]] = SIZES) -> list[Check]:
+def verify_bundle(folder: str | Path, sizes: Sequence[tuple[int, int]] | None = None) -> list[Check]:
     """Check a bundle's files, and compare each of its graphs with the torch reference on seeded random pictures.
 
-    ``sizes`` are (H, W). At each of them: the taps of the forward graph and the loss terms, to 1e-5; the pixel
-    gradient, to 1e-5 where no activation is within rounding of a flip, otherwise to twice the error that torch makes
-    in float32; its direction, to a cosine of 0.99999; and, if there are slices, each tap and its vector–Jacobian
+    ``sizes`` are (H, W), by default `SIZES`, enlarged to what the taps need. At each of them: the calibration of
+    filters, the taps of the forward graph and the loss terms, to 1e-5; the pixel gradient, to 1e-5 where no activation
+    is within rounding of a flip, otherwise to twice the error that torch makes in float32; its direction, to a cosine
+    of 0.99999; and, if there are slices, each tap and its vector–Jacobian
     product through the chain of them, as the taps and the gradient. Errors are relative: of a term its own, of an
     array in the L2 norm.
 
@@ -73,6 +75,8 @@ def verify_bundle(folder: str | Path, sizes: Sequence[tuple[int, int]] = SIZES) 
     try:
         weights = _weights(folder, manifest)
         objective = manifest.objective.canonical(weights)
+        least = max(weights.backbone.smallest(tap) for tap in objective.taps)
+        sizes = sizes or [(max(height, least), max(width, least + 2)) for height, width in SIZES]
         for size in sizes:
             check_size(weights, objective.taps, size)
         sessions = {graph.file: _Session(folder, graph) for graph in manifest.graphs}
@@ -130,8 +134,9 @@ class _Case:
         # Another shape, and darker: Gram matrices that differ little would leave differences of rounding only.
         style = random.random((width, height, 3), np.float32) ** 3
         targets = measure_targets(exact, weights, objective, content, style)
+        self._style = encoded(objective, style)
         self._problem = Problem(objective, weights, targets, (height, width))
-        self._activations = Activations(weights, objective)
+        self._activations = Activations(weights, objective, targets.calibration)
         for _ in range(_CANDIDATES):
             self._image = encoded(objective, random.random((height, width, 3), np.float32))
             self._activations.compute(self._image)
@@ -142,7 +147,12 @@ class _Case:
         self._random = random
 
     def forward(self, manifest: Manifest, sessions: _Sessions) -> Iterator[_Found]:
-        outputs = sessions[manifest.graph("forward").file].run({IMAGE: self._image})
+        calibration = self._problem.targets.calibration
+        if calibration:
+            outputs = sessions[manifest.graph("calibration").file].run({IMAGE: self._style})
+            for name, value in calibration.items():
+                yield f"calibration {name}", _relative(outputs[name], value), _TOLERANCE
+        outputs = sessions[manifest.graph("forward").file].run({IMAGE: self._image, **calibration})
         for tap in self._objective.taps:
             yield f"tap {tap}", _relative(outputs[tap], self._activations.tap(tap)), _TOLERANCE
 
@@ -153,7 +163,7 @@ class _Case:
         yield from self._gradient("gradient", found.gradient, self._exact.gradient, self._rounded.gradient)
 
     def sliced(self, manifest: Manifest, sessions: _Sessions) -> Iterator[_Found]:
-        tensors: dict[str, NDArray[Any]] = {IMAGE: self._image}
+        tensors: dict[str, NDArray[Any]] = {IMAGE: self._image, **self._problem.targets.calibration}
         pieces = [graph for graph in manifest.graphs if graph.kind == "slice-forward"]
         for number, piece in enumerate(pieces):
             tensors |= sessions[piece.file].run({item.name: tensors[item.name] for item in piece.inputs})
@@ -162,10 +172,20 @@ class _Case:
             cotangents = {cotangent(piece.tap): seed}
             for below in reversed(pieces[: number + 1]):
                 gradient = manifest.graph("slice-gradient", below.tap)
-                inputs = {item.name: (cotangents | tensors)[item.name] for item in gradient.inputs}
-                cotangents = sessions[gradient.file].run(inputs)
+                if not any(item.name in cotangents for item in gradient.inputs):
+                    continue  # the tap does not depend on this slice
+                # What this slice gives to others than the tap has no cotangent yet.
+                inputs = {item.name: self._input(item.name, cotangents, tensors) for item in gradient.inputs}
+                for name, value in sessions[gradient.file].run(inputs).items():
+                    cotangents[name] = cotangents[name] + value if name in cotangents else value
             exact, rounded = self._activations.gradients(piece.tap, seed)
             yield from self._gradient(f"slice gradient {piece.tap}", cotangents[cotangent(IMAGE)], exact, rounded)
+
+    @staticmethod
+    def _input(name: str, cotangents: Mapping[str, NDArray[Any]], tensors: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        if name in tensors:
+            return tensors[name]
+        return cotangents.get(name, np.zeros_like(tensors[name.removeprefix(cotangent(""))]))
 
     def _gradient(self, name: str, found: NDArray[Any], exact: FloatArray, rounded: FloatArray) -> Iterator[_Found]:
         allowed = 0.0 if self._activations.clear else 2 * _relative(rounded, exact)

@@ -11,8 +11,9 @@ from impasto.export.autodiff.tape import Cotangents, Node, rule
 def conv(node: Node, dy: str) -> Cotangents:
     """Correlate dY with the kernel turned over.
 
-    With stride 1 that is a Conv with flipped kernels and exchanged channels, far faster than ConvTranspose on
-    ONNX Runtime's CPU; other strides take ConvTranspose.
+    With stride 1 that is a Conv with flipped kernels and exchanged channels, several times faster than ConvTranspose
+    on ONNX Runtime's CPU; where it would have very few output channels, as for a picture, it is twice as slow. Other
+    strides take ConvTranspose.
     """
     if node.wants(1) or node.wants(2):
         raise node.error("gradients with respect to weights are not covered, only to activations")
@@ -28,7 +29,8 @@ def conv(node: Node, dy: str) -> Cotangents:
     reach = [d * (k - 1) for d, k in zip(dilations, sizes, strict=True)]
     turned = [r - p for r, p in zip(reach * 2, pads, strict=True)]
     rest: Cotangents = [None] * (len(node.inputs) - 1)
-    if strides == [1] * rank and min(turned) >= 0:
+    few = (node.shape(weight)[1] or _FEW) <= _FEW
+    if strides == [1] * rank and min(turned) >= 0 and not few:
         group = int(node.attributes.get("group", 1))
         flipped = _flipped(node, weight, rank, group)
         dx = node.add("Conv", dy, flipped, kernel_shape=sizes, pads=turned, dilations=dilations, group=group)
@@ -47,6 +49,9 @@ def conv(node: Node, dy: str) -> Cotangents:
         for n, stride, r in zip(node.shape(node.outputs[0])[2:], strides, reach, strict=True)
     ]
     return [node.window_like(spread, x, pads[:rank], size, max(strides) - 1), *rest]
+
+
+_FEW = 4
 
 
 def _flipped(node: Node, weight: str, rank: int, group: int) -> str:

@@ -221,10 +221,21 @@ def _dependents(nodes: Sequence[onnx.NodeProto], sources: Sequence[str], types: 
 
 
 def _sum(graph: Graph, terms: Sequence[str]) -> str:
+    """Append the sum; what was expanded is left to the addition to broadcast, unless there is nothing else."""
+    if len(terms) > 1:
+        narrow = {node.output[0]: node.input[0] for node in graph.nodes if node.op_type == "Expand"}
+        wide = [term for term in terms if term not in narrow] or terms[:1]
+        terms = [*wide, *(_unexpanded(term, narrow) for term in terms if term not in wide)]
     total = terms[0]
     for term in terms[1:]:
         total = graph.add("Add", total, term, name=graph.unique("grad.sum"))
     return total
+
+
+def _unexpanded(term: str, narrow: Mapping[str, str]) -> str:
+    while term in narrow:
+        term = narrow[term]
+    return term
 
 
 def _zeros(graph: Graph, like: str, types: Types) -> str:

@@ -141,7 +141,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
     ]
     lines += [f"  {name}: {path}" for name, path in report["weights"].items()]
     if not report["weights"]:
-        lines.append("  none yet: impasto weights fetch vgg19, or --weights random to try without")
+        lines.append("  none yet: impasto weights fetch vgg19; until then --preset filterbank, which needs none")
     lines.append("backends")
     for name, backend in report["backends"].items():
         lines.append(f"  {name}: {'available' if backend['available'] else 'not available'} ({backend['detail']})")

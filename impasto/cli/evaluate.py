@@ -45,7 +45,7 @@ def evaluate(
     if gradient is not None:
         check_writable(gradient, force)
     recipe = options.make_preset(
-        preset, pooling=pooling, content_weight=content_weight, style_weight=style_weight, tv_weight=tv_weight
+        preset, weights, pooling=pooling, content_weight=content_weight, style_weight=style_weight, tv_weight=tv_weight
     )
     limits = options.make_limits(max_file_bytes=max_file_bytes, max_pixels=max_pixels, max_long_side=max_long_side)
 

@@ -15,32 +15,38 @@ from impasto.errors import GraphError, UsageError
 def export(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; made if it does not exist.")],
     backbone: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Backbone to export. (default: that of the weights, else vgg19)")
+        str | None, typer.Option(metavar="NAME", help="Backbone to export. (default: that of the weights)")
     ] = None,
     weights: options.WeightsOption = None,
     slices: Annotated[
         bool, typer.Option("--slices", help="Also each slice with its gradient, for the sliced plan.")
     ] = False,
     preset: options.PresetOption = options.DEFAULT_PRESET,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Short side of the pictures to come, by which a filter bank has levels. (default: the preset's)"
+        ),
+    ] = None,
     pooling: options.PoolingOption = None,
 ) -> None:
     """Write ONNX graphs and a manifest: what runs where Python does not."""
-    recipe = options.make_preset(preset, pooling=pooling)
+    recipe = options.make_preset(preset, weights or backbone, pooling=pooling)
 
     from impasto.export.bundle import export_bundle
     from impasto.models.backbones import backbone as find_backbone
     from impasto.models.locate import find_weights
-    from impasto.runtime.stylizer import DEFAULT_WEIGHTS
 
     if backbone is not None:
         find_backbone(backbone)
-    found = find_weights(weights or backbone or DEFAULT_WEIGHTS)
+    found = find_weights(weights or backbone or recipe.weights)
     if backbone not in (None, found.backbone.name):
         raise UsageError(
             f"weights {found.name!r} are those of {found.backbone.name}, not of {backbone}: give one of the two"
         )
-    objective = recipe.for_weights(found).objective
-    export_bundle(folder, found, objective, preset_name=preset, slices=slices)
+    side = size or recipe.sizing.pixels
+    objective = recipe.for_weights(found).objective_at(found, (side, side))
+    export_bundle(folder, found, objective, preset_name=recipe.name, slices=slices)
     say(f"wrote {str(folder)!r}; impasto verify {folder} compares it with torch")
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from impasto.cli.console import say
+
 if TYPE_CHECKING:
     from impasto.export.forward import Pooling
     from impasto.runtime.limits import Limits
@@ -61,7 +63,7 @@ WeightsOption = Annotated[
     typer.Option(
         "--weights",
         metavar="NAME|PATH",
-        help="Network weights: a name of impasto weights list, a safetensors file, or random. (default: vgg19)",
+        help="Network weights: a name of impasto weights list, or a safetensors file. (default: the preset's)",
         rich_help_panel=_ENGINE,
     ),
 ]
@@ -90,7 +92,9 @@ Output = Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Pic
 
 def make_preset(
     name: str,
+    weights: str | None,
     *,
+    quiet: bool = False,
     solver: str | None = None,
     pooling: str | None = None,
     content_weight: float | None = None,
@@ -99,11 +103,14 @@ def make_preset(
 ) -> Preset:
     """Return the preset of that name with the changes that were asked for.
 
+    ``weights`` are those that the user names, by which the default is chosen; unless ``quiet`` a line tells of it.
     Raises `UnknownNameError` for a preset or solver that does not exist, `UsageError` for changes that cannot work.
     """
-    from impasto.runtime.recipes import find_preset
+    from impasto.runtime.default import choose
 
-    preset = find_preset(name)
+    preset, note = choose(name, weights)
+    if note and not quiet:
+        say(note)
     if pooling is not None:
         preset = replace(preset, objective=replace(preset.objective, pooling=cast("Pooling", pooling)))
     if solver is not None:

@@ -77,6 +77,8 @@ def stylize(
     check_writable(output, force)
     recipe = options.make_preset(
         preset,
+        weights,
+        quiet=quiet,
         solver=solver,
         pooling=pooling,
         content_weight=content_weight,

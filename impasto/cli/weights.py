@@ -30,8 +30,11 @@ def list_weights() -> None:
         for source in SOURCES.values()
         if source.name not in cached
     ]
-    drawn = ("random", "drawn, needs no file: VGG-19's shape, seed 0 (random-7: seed 7)")
-    emit(*columns([*here, *there, drawn]))
+    drawn = [
+        ("filterbank", "drawn, needs no file: the filter bank, seed 0 (filterbank-7: seed 7)"),
+        ("random", "drawn, needs no file: VGG-19's shape, seed 0 (random-7: seed 7)"),
+    ]
+    emit(*columns([*here, *there, *drawn]))
 
 
 @app.command("fetch")
@@ -81,7 +84,7 @@ def convert(
     check_writable(target, force)
     weights = convert_weights(source, convention, backbone)
     save_weights(weights, target)
-    say(f"wrote {str(target)!r}: {weights.backbone.name} up to {weights.convs[-1].name}, {weights.convention.name}")
+    say(f"wrote {str(target)!r}: {weights.backbone.name} up to {weights.last}, {weights.convention.name}")
 
 
 @app.command("show")
@@ -109,11 +112,11 @@ def show(
 
 def _cached(name: str) -> Path:
     """Return the file of the cache that a name stands for, its folder made."""
-    from impasto.models.locate import cache_dir
+    from impasto.models.locate import DRAWN, cache_dir
 
-    # Names that start with "random" are drawn, and one with a dot or a slash would be taken for a path.
-    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name) or re.fullmatch(r"random(-\d+)?", name):
-        raise UsageError(f"name {name!r} cannot be used: letters, digits, - and _, and not random")
+    # Some names are of drawn weights, and one with a dot or a slash would be taken for a path.
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name) or DRAWN.fullmatch(name):
+        raise UsageError(f"name {name!r} cannot be used: letters, digits, - and _, and neither random nor filterbank")
     folder = cache_dir() / "weights"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -11,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from impasto.errors import UnknownNameError
+from impasto.export.calibration import calibration_graph
 from impasto.export.graph import Graph
 from impasto.export.objective import Objective
 from impasto.export.statistics import statistics_graph
 from impasto.models.conventions import pixel_space
+from impasto.models.layers import IMAGE
 from impasto.models.weights import Weights
-from impasto.runtime.backends.protocol import PLANS, Plan
+from impasto.runtime.backends.protocol import PLANS, Calibration, Measured, Plan
 from impasto.runtime.plans.fused import FusedPlan
 from impasto.runtime.plans.session import Session
 from impasto.runtime.plans.sliced import SlicedPlan, SliceSessions
@@ -44,6 +47,13 @@ class GraphBackend(ABC):
     def versions(self) -> dict[str, str]:
         """Return the versions of the packages that results depend on."""
 
+    def calibrate(self, weights: Weights, objective: Objective, image: FloatArray) -> Calibration:
+        """Calibrate filters, as `Backend.calibrate` says."""
+        graph = calibration_graph(weights, objective.taps, pixel_space(objective.convention))
+        if not graph.outputs:
+            return {}
+        return self.compile(graph, once=True).run({IMAGE: image})
+
     def measure(
         self,
         weights: Weights,
@@ -51,23 +61,28 @@ class GraphBackend(ABC):
         image: FloatArray,
         content: tuple[str, ...],
         style: tuple[str, ...],
-    ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+        calibration: Calibration,
+    ) -> Measured:
         """Measure targets, as `Backend.measure` says."""
-        taps = (tuple(dict.fromkeys([*objective.content, *content])), tuple(dict.fromkeys([*objective.style, *style])))
+        every = tuple(dict.fromkeys([*objective.content, *content]))
+        statistics = {tap: objective.statistic(tap) for tap in dict.fromkeys([*objective.style, *style])}
 
         def make() -> Session:
             # One graph for all of the objective's taps and any size: both pictures of every job share the session.
-            graph = statistics_graph(weights, *taps, pooling=objective.pooling, space=pixel_space(objective.convention))
+            space = pixel_space(objective.convention)
+            graph = statistics_graph(weights, every, statistics, pooling=objective.pooling, space=space)
             return self.compile(graph, once=True)
 
-        key = ("measure", weights.sha256, objective.pooling, objective.convention, taps)
-        outputs = self._kept(key, make).run({"image": image})
-        grams = {}
+        key = ("measure", weights.sha256, objective.pooling, objective.convention, every, tuple(statistics.items()))
+        outputs = self._kept(key, make).run({IMAGE: image, **calibration})
+        products, means = {}, {}
         for tap in style:
-            stride = weights.backbone.stride(tap)
-            positions = (image.shape[2] // stride) * (image.shape[3] // stride)
-            grams[tap] = outputs[f"style.{tap}"] / np.float32(positions)
-        return {tap: outputs[f"content.{tap}"] for tap in content}, grams
+            positions = np.float32(math.prod(weights.backbone.grid(tap, image.shape[2:])))
+            products[tap] = outputs[f"style.{tap}"] / positions
+            if statistics[tap] == "covariance":
+                means[tap] = outputs[f"style.{tap}.sum"] / positions
+                products[tap] -= means[tap] @ means[tap].T
+        return Measured({tap: outputs[f"content.{tap}"] for tap in content}, products, means)
 
     def prepare(self, problem: Problem, plan: Plan) -> Evaluator:
         """Return an evaluator, as `Backend.prepare` says."""
@@ -75,7 +90,7 @@ class GraphBackend(ABC):
         structure = (
             weights.sha256,
             tuple(objective.content),
-            tuple(objective.style),
+            tuple((tap, objective.statistic(tap)) for tap in objective.style),
             objective.tv_form if objective.tv else None,
             objective.pooling,
             objective.convention,

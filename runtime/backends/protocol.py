@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from impasto.export.objective import Objective
@@ -14,6 +16,23 @@ Plan = Literal["fused", "sliced"]
 PLANS: tuple[Plan, ...] = ("fused", "sliced")
 
 
+Calibration = Mapping[str, FloatArray]
+"""The inputs ``<layer>.scale`` and ``<layer>.threshold``, each (C,), of filters."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What a picture measures, all float32.
+
+    ``activations`` are (1, C, h, w). ``style`` is F·Fᵀ/N, (C, C), or the covariance, as the objective's statistic says;
+    ``means``, (C, 1), are there for the latter.
+    """
+
+    activations: Mapping[str, FloatArray]
+    style: Mapping[str, FloatArray]
+    means: Mapping[str, FloatArray]
+
+
 class Backend(Protocol):
     """What executes graphs: the same few verbs for every runtime.
 
@@ -24,6 +43,13 @@ class Backend(Protocol):
     name: str
     precision: str
 
+    def calibrate(self, weights: Weights, objective: Objective, image: FloatArray) -> Calibration:
+        """Return scale and threshold of every `Filters` layer that the objective needs, for the style picture.
+
+        ``image`` is (1, 3, H, W) float32 in the objective's pixel space. Empty for a backbone without filters.
+        """
+        ...
+
     def measure(
         self,
         weights: Weights,
@@ -31,8 +57,9 @@ class Backend(Protocol):
         image: FloatArray,
         content: tuple[str, ...],
         style: tuple[str, ...],
-    ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
-        """Return activations (1, C, h, w) of the ``content`` taps and F·Fᵀ/N, (C, C), of the ``style`` taps.
+        calibration: Calibration,
+    ) -> Measured:
+        """Measure ``content`` and ``style`` taps of the objective.
 
         ``image`` is (1, 3, H, W) float32 in the objective's pixel space; any H and W that reach the taps.
         """

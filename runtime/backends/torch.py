@@ -6,6 +6,8 @@ what every other backend is tested against.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from impasto.errors import UsageError
@@ -13,7 +15,7 @@ from impasto.export.objective import Objective
 from impasto.models.conventions import pixel_space
 from impasto.models.reference import Reference
 from impasto.models.weights import Weights
-from impasto.runtime.backends.protocol import Plan
+from impasto.runtime.backends.protocol import Calibration, Measured, Plan
 from impasto.runtime.problem import Evaluator, FloatArray, Losses, Problem
 
 
@@ -26,6 +28,13 @@ class TorchBackend:
         self.precision = {torch.float32: "fp32", torch.float64: "fp64"}[dtype]
         self._dtype = dtype
 
+    def calibrate(self, weights: Weights, objective: Objective, image: FloatArray) -> Calibration:
+        """Calibrate filters, as `Backend.calibrate` says."""
+        network = _network(weights, objective, objective.taps, self._dtype)
+        with torch.no_grad():
+            found = network.calibrate(torch.from_numpy(image).to(self._dtype))
+        return {name: _numpy(value) for name, value in found.items()}
+
     def measure(
         self,
         weights: Weights,
@@ -33,13 +42,20 @@ class TorchBackend:
         image: FloatArray,
         content: tuple[str, ...],
         style: tuple[str, ...],
-    ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+        calibration: Calibration,
+    ) -> Measured:
         """Measure targets, as `Backend.measure` says."""
         network = _network(weights, objective, (*content, *style), self._dtype)
+        measured, means = {}, {}
         with torch.no_grad():
-            taps = network(torch.from_numpy(image).to(self._dtype))
-            grams = {tap: _gram(taps[tap]) / (taps[tap].shape[2] * taps[tap].shape[3]) for tap in style}
-        return {tap: _numpy(taps[tap]) for tap in content}, {tap: _numpy(gram) for tap, gram in grams.items()}
+            taps = network(torch.from_numpy(image).to(self._dtype), _tensors(calibration, self._dtype))
+            for tap in style:
+                if objective.statistic(tap) == "covariance":
+                    covariance, mean = _covariance(taps[tap])
+                    measured[tap], means[tap] = _numpy(covariance), _numpy(mean)
+                else:
+                    measured[tap] = _numpy(_gram(taps[tap]) / (taps[tap].shape[2] * taps[tap].shape[3]))
+        return Measured({tap: _numpy(taps[tap]) for tap in content}, measured, means)
 
     def prepare(self, problem: Problem, plan: Plan) -> Evaluator:
         """Return an evaluator by autograd, which is one plan: fused."""
@@ -61,20 +77,26 @@ class _Evaluator:
         self._dtype = dtype
         self._network = _network(problem.weights, problem.objective, problem.objective.taps, dtype)
         self._targets = problem.targets
-        self._content = {k: torch.from_numpy(v).to(dtype) for k, v in problem.targets.content.items()}
-        self._style = {k: torch.from_numpy(v).to(dtype) for k, v in problem.targets.style.items()}
+        self._content = _tensors(problem.targets.content, dtype)
+        self._style = _tensors(problem.targets.style, dtype)
+        self._means = _tensors(problem.targets.means, dtype)
+        self._calibration = _tensors(problem.targets.calibration, dtype)
 
     def evaluate(self, image: FloatArray) -> Losses:
         """Return losses and gradient, as `Evaluator.evaluate` says."""
         x = torch.from_numpy(image).to(self._dtype).requires_grad_()
-        taps = self._network(x)
+        taps = self._network(x, self._calibration)
         objective = self._objective
         terms = {}
         for tap, weight in objective.content.items():
             terms[f"content.{tap}"] = weight * _content_loss(objective, taps[tap], self._content[tap])
         for tap, weight in objective.style.items():
-            count = self._targets.style_positions[tap]
-            terms[f"style.{tap}"] = weight * _style_loss(objective, taps[tap], self._style[tap], count, x)
+            if objective.statistic(tap) == "covariance":
+                loss = _covariance_loss(taps[tap], self._style[tap], self._means[tap])
+            else:
+                count = self._targets.style_positions[tap]
+                loss = _gram_loss(objective, taps[tap], self._style[tap], count, x)
+            terms[f"style.{tap}"] = weight * loss
         if objective.tv:
             terms["tv"] = objective.tv * _total_variation(objective, x)
         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
@@ -104,7 +126,22 @@ def _content_loss(objective: Objective, features: torch.Tensor, target: torch.Te
             return squares.sum() / _energy(target)
 
 
-def _style_loss(
+def _covariance(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the covariance of the channels over the positions, (C, C), and their mean, (C, 1)."""
+    flat = features.flatten(2)[0]
+    mean = flat.mean(1, keepdim=True)
+    centred = flat - mean
+    return centred @ centred.T / flat.shape[1], mean
+
+
+def _covariance_loss(features: torch.Tensor, target: torch.Tensor, target_mean: torch.Tensor) -> torch.Tensor:
+    covariance, mean = _covariance(features)
+    spread = (covariance - target).square().sum() / _energy(target)
+    level = (mean - target_mean).square().sum() / _energy(target_mean)
+    return (spread + level) / 2
+
+
+def _gram_loss(
     objective: Objective, features: torch.Tensor, target: torch.Tensor, target_positions: int, image: torch.Tensor
 ) -> torch.Tensor:
     channels, positions = features.shape[1], features.shape[2] * features.shape[3]
@@ -143,6 +180,10 @@ def _total_variation(objective: Objective, image: torch.Tensor) -> torch.Tensor:
             return dx.abs().sum() + dy.abs().sum()
         case "power":
             return (dx[:, :, :-1].square() + dy[:, :, :, :-1].square()).pow(1.25).sum()
+
+
+def _tensors(arrays: Mapping[str, FloatArray], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(value).to(dtype) for name, value in arrays.items()}
 
 
 def _numpy(tensor: torch.Tensor) -> FloatArray:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from impasto.export.forward import IMAGE
 from impasto.export.fused import GRADIENT, fused_graph
 from impasto.export.objective import coefficients, style_target
+from impasto.models.layers import IMAGE
 from impasto.runtime.plans.session import Compile, Session
 from impasto.runtime.problem import FloatArray, Losses, Problem
 
@@ -37,7 +37,7 @@ class FusedPlan:
 def _inputs(problem: Problem) -> dict[str, NDArray[Any]]:
     objective, targets = problem.objective, problem.targets
     positions = {tap: problem.positions(tap) for tap in objective.style}
-    inputs: dict[str, NDArray[Any]] = {}
+    inputs: dict[str, NDArray[Any]] = dict(targets.calibration)
     for name, value in coefficients(objective, targets, positions, problem.shape).items():
         inputs[name] = np.asarray(value, np.float32)
     for tap in objective.content:
@@ -45,4 +45,6 @@ def _inputs(problem: Problem) -> dict[str, NDArray[Any]]:
     for tap, count in positions.items():
         inputs[f"style.{tap}"] = style_target(objective, targets, tap, count)
         inputs[f"style.{tap}.scale"] = np.asarray(1 / count, np.float32)
+    for tap, mean in targets.means.items():
+        inputs[f"style.{tap}.mean"] = mean
     return inputs

@@ -37,6 +37,25 @@ def style(features: FloatArray, target: FloatArray, weight: float) -> tuple[floa
     return loss, (difference @ flat).reshape(features.shape)
 
 
+def covariance(
+    features: FloatArray, target: FloatArray, weight: float, mean_target: FloatArray, mean_weight: float
+) -> tuple[float, FloatArray]:
+    """Return ``c·Σ(V - A)² + d·Σ(μ - m)²`` for mean μ, (C, 1), and covariance V = F·Fᵀ/N - μμᵀ, and its cotangent.
+
+    That is ``4c/N·(V - A)·(F - μ) + 2d/N·(μ - m)`` at every position.
+    """
+    flat = features.reshape(features.shape[1], -1)
+    mean = flat.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+    level = mean - mean_target
+    spread = gram(features) - mean @ mean.T - target
+    loss = weight * sum_of_squares(spread) + mean_weight * sum_of_squares(level)
+    spread *= np.float32(4 * weight / flat.shape[1])
+    level *= np.float32(2 * mean_weight / flat.shape[1])
+    seed = spread @ flat
+    seed += level - spread @ mean
+    return loss, seed.reshape(features.shape)
+
+
 def total_variation(image: FloatArray, weight: float, form: TvForm) -> tuple[float, FloatArray]:
     """Return the weighted total variation of an image, (1, 3, H, W), in a form of `Objective`, and its gradient."""
     gradient = np.zeros_like(image)

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from impasto.export.forward import IMAGE, forward_graph
+from impasto.export.forward import forward_graph
 from impasto.export.objective import coefficients, style_target
 from impasto.export.slices import Slice, cotangent, slice_graph
 from impasto.models.conventions import pixel_space
+from impasto.models.layers import IMAGE
 from impasto.runtime.plans import kernels
 from impasto.runtime.plans.session import Compile, Session
 from impasto.runtime.problem import FloatArray, Losses, Problem
@@ -57,9 +58,10 @@ class SlicedPlan:
 
     def evaluate(self, image: FloatArray) -> Losses:
         """Return losses and gradient, as `Evaluator.evaluate` says."""
-        tensors: dict[str, NDArray[Any]] = {IMAGE: image}
+        tensors: dict[str, NDArray[Any]] = {IMAGE: image, **self._targets.calibration}
         for piece in self._slices:
-            tensors |= piece.forward.run({name: tensors[name] for name in piece.slice.inputs})
+            names = (*piece.slice.inputs, *piece.slice.parameters)
+            tensors |= piece.forward.run({name: tensors[name] for name in names})
         # A run that explodes overflows here; the loop sees what is not finite and deals with it.
         with np.errstate(over="ignore", invalid="ignore"):
             terms, cotangents = self._terms(tensors)
@@ -79,7 +81,11 @@ class SlicedPlan:
             _accumulate(cotangents, tap, seed)
         for tap, target in self._style.items():
             weight = self._weights[f"style.{tap}.weight"]
-            terms[f"style.{tap}"], seed = kernels.style(tensors[tap], target, weight)
+            if self._objective.statistic(tap) == "covariance":
+                means = self._targets.means[tap], self._weights[f"style.{tap}.mean.weight"]
+                terms[f"style.{tap}"], seed = kernels.covariance(tensors[tap], target, weight, *means)
+            else:
+                terms[f"style.{tap}"], seed = kernels.style(tensors[tap], target, weight)
             _accumulate(cotangents, tap, seed)
         if self._objective.tv:
             form = self._objective.tv_form

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from impasto.errors import UnknownNameError
-from impasto.models.conventions import CAFFE, PIXEL_SPACES, RGB255, TORCHVISION, UNIT, pixel_space
+from impasto.models.conventions import CAFFE, PIXEL_SPACES, RGB255, TORCHVISION, UNIT, pixel_space, smallest_deviation
 
 EPS = np.finfo(np.float32).eps
 PAIRS = list(itertools.permutations(PIXEL_SPACES.values(), 2))
@@ -81,6 +81,14 @@ def test_out_of_range_colours_are_not_clipped():
     rgb = np.asarray([[[-0.5, 1.5, 2.0]]], np.float32)
     for space in (CAFFE, TORCHVISION, UNIT, RGB255):
         np.testing.assert_allclose(space.decode(space.encode(rgb)), rgb, atol=4 * EPS)
+
+
+@pytest.mark.parametrize("space", PIXEL_SPACES.values(), ids=lambda s: s.name)
+def test_an_eighth_of_a_grey_level_is_nowhere_less_than_the_smallest_deviation(space):
+    low, high = space.bounds()
+    eighths = (np.asarray(high) - np.asarray(low)) / 255 / 8
+    # Exactly so in the channel where a level takes least; a difference and a few divisions round.
+    assert smallest_deviation(space) == pytest.approx(eighths.min(), rel=1e-14)
 
 
 def test_unknown_space():

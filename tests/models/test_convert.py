@@ -10,10 +10,11 @@ import torch
 from safetensors.numpy import save_file
 
 from impasto.errors import UnavailableError, UnknownNameError, UsageError, WeightsError
-from impasto.models.backbones import Conv, backbone
-from impasto.models.conventions import CAFFE, TORCHVISION
+from impasto.models.backbones import backbone
+from impasto.models.conventions import CAFFE, TORCHVISION, UNIT
 from impasto.models.convert import convert_weights
-from impasto.models.random_weights import random_weights
+from impasto.models.layers import Conv
+from impasto.models.random_weights import filterbank_weights, random_weights
 from impasto.models.weights import load_weights, save_weights
 
 
@@ -34,7 +35,8 @@ def write_keras(weights, path, naming="old", root=""):
         top = file.create_group(root) if root else file
         top.create_group("block1_pool")
         top.create_group("fc1").create_dataset("fc1_W_1:0", data=np.zeros((8, 4), np.float32))
-        for conv in weights.convs:
+        held = [conv for conv in weights.backbone.convs if conv.name in weights.taps]
+        for conv in held:
             layer = conv.name.replace("conv", "block").replace("_", "_conv")
             kernel = weights.tensors[f"{conv.name}.weight"].transpose(2, 3, 1, 0)
             bias = weights.tensors[f"{conv.name}.bias"]
@@ -94,7 +96,7 @@ def test_keras(weights, naming, root, tmp_path):
 
 
 @pytest.mark.parametrize("style", ["caffe", "ours"])
-@pytest.mark.parametrize("convention", [CAFFE, TORCHVISION], ids=lambda s: s.name)
+@pytest.mark.parametrize("convention", [CAFFE, TORCHVISION, UNIT], ids=lambda s: s.name)
 def test_npz(weights, style, convention, tmp_path):
     path = write_npz(weights, tmp_path / "w.npz", style)
     same(convert_weights(path, convention.name, "vgg19"), weights, convention)
@@ -114,14 +116,14 @@ def test_a_given_convention_wins(weights, tmp_path):
 def test_formats_without_a_convention_need_one(weights, tmp_path):
     save_file(dict(weights.tensors), tmp_path / "w.safetensors")
     for path in (write_npz(weights, tmp_path / "w.npz", "caffe"), tmp_path / "w.safetensors"):
-        with pytest.raises(UsageError, match=r"give their convention \(caffe or torchvision\)"):
+        with pytest.raises(UsageError, match=r"give their convention \(caffe or torchvision or unit\)"):
             convert_weights(path, backbone="vgg19")
 
 
 def test_unknown_names(weights, tmp_path):
     path = write_npz(weights, tmp_path / "w.npz", "caffe")
-    with pytest.raises(UnknownNameError, match="unknown convention 'unit'"):
-        convert_weights(path, "unit")
+    with pytest.raises(UnknownNameError, match="unknown convention 'rgb255'"):
+        convert_weights(path, "rgb255")
     with pytest.raises(UnknownNameError, match="unknown backbone 'vgg20'"):
         convert_weights(path, "caffe", "vgg20")
 
@@ -141,6 +143,14 @@ def test_a_given_backbone_must_fit(weights, tmp_path):
     path = write_pth(weights, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match=r"do not fit vgg11: it has no convolution 'features\.2'"):
         convert_weights(path, backbone="vgg11")
+
+
+def test_a_bank_is_not_among_the_backbones_that_convolutions_can_be_of(weights, tmp_path):
+    with pytest.raises(WeightsError, match=r"do not fit filterbank: it has no convolution 'features\.0'"):
+        convert_weights(write_pth(weights, tmp_path / "w.pth"), backbone="filterbank")
+    save_weights(filterbank_weights(), tmp_path / "bank.safetensors")
+    with pytest.raises(WeightsError, match="hold no convolution under a known name"):
+        convert_weights(tmp_path / "bank.safetensors", "unit")
 
 
 def test_wrong_shapes(weights, tmp_path):

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from impasto.errors import DownloadError, OutputError, StorageError, WeightsError
-from impasto.models.backbones import Conv
 from impasto.models.fetch import fetch
+from impasto.models.layers import Conv
 from impasto.models.random_weights import random_weights
 from impasto.models.sources import Source
 from impasto.models.weights import load_weights

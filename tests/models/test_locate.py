@@ -5,7 +5,7 @@ import pytest
 
 from impasto.errors import UnavailableError, UnknownNameError, UsageError, WeightsError
 from impasto.models.locate import available, cache_dir, find_weights
-from impasto.models.random_weights import random_weights
+from impasto.models.random_weights import filterbank_weights, random_weights
 from impasto.models.weights import save_weights
 
 
@@ -83,11 +83,29 @@ def test_other_formats_are_pointed_to_the_converter(cache):
 
 def test_random(cache):
     drawn = find_weights("random-7")
-    assert (drawn.name, drawn.backbone.name, len(drawn.convs)) == ("random-7", "vgg19", 16)
+    assert (drawn.name, drawn.backbone.name, drawn.last) == ("random-7", "vgg19", "conv5_4")
     assert drawn.sha256 == random_weights("vgg19", 7).sha256
     assert find_weights("random").sha256 == find_weights("random-0").sha256 != drawn.sha256
     with pytest.raises(UsageError, match="seed must be below 4294967296"):
         find_weights("random-4294967296")
+
+
+def test_filterbank(cache):
+    drawn = find_weights("filterbank-7")
+    assert (drawn.name, drawn.backbone.name, drawn.taps) == ("filterbank-7", "filterbank", drawn.backbone.taps)
+    assert drawn.sha256 == filterbank_weights(7).sha256
+    default = find_weights("filterbank")
+    assert default.name == "filterbank"
+    assert default.sha256 == find_weights("filterbank-0").sha256 != drawn.sha256
+    assert find_weights("filterbank-4294967295").backbone == drawn.backbone
+    with pytest.raises(UsageError, match="seed must be below 4294967296"):
+        find_weights("filterbank-4294967296")
+
+
+def test_near_names_include_those_that_are_drawn(cache):
+    for name, near in (("filter-bank", "filterbank"), ("ramdom", "random")):
+        with pytest.raises(UnknownNameError, match=rf"did you mean {near}\?"):
+            find_weights(name)
 
 
 def test_weights_that_could_be_fetched(cache):
@@ -95,7 +113,9 @@ def test_weights_that_could_be_fetched(cache):
         find_weights("vgg19")
 
 
-@pytest.mark.parametrize("name", ["vgg20", "random-x", "random--1", "random-7 ", ""])
+@pytest.mark.parametrize(
+    "name", ["vgg20", "random-x", "random--1", "random-7 ", "filterbank-x", "filterbank7", "filterbank-", ""]
+)
 def test_unknown_names(cache, name):
     with pytest.raises(UnknownNameError, match=f"unknown weights '{name}': .*impasto weights fetch") as raised:
         find_weights(name)

@@ -1,8 +1,10 @@
 import pytest
 
 from impasto.errors import UnknownNameError
-from impasto.models.backbones import BACKBONES, Conv, backbone
+from impasto.models.backbones import BACKBONES, backbone
 from impasto.models.taps import aliases, resolve_tap, resolve_taps
+
+VGGS = [name for name in BACKBONES if name.startswith("vgg")]
 
 
 @pytest.mark.parametrize(
@@ -34,15 +36,23 @@ def test_alias(net, alias, canonical):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_canonical_names_stand_for_themselves_and_aliases_never_hide_one(name):
+def test_canonical_names_stand_for_themselves(name):
     net = backbone(name)
     assert [resolve_tap(net, tap) for tap in net.taps] == list(net.taps)
+
+
+@pytest.mark.parametrize("name", VGGS)
+def test_every_tap_of_vgg_has_aliases_and_these_hide_no_canonical_name(name):
+    net = backbone(name)
     known = aliases(net)
     assert not set(known) & set(net.taps)
     assert set(known.values()) == set(net.taps)
-    convs = sum(isinstance(layer, Conv) for layer in net.layers)
     # One features.N a layer; conv_N, relu_N, blockN_convM a convolution; pool_N, blockN_pool a pooling.
-    assert len(known) == len(net.layers) + 3 * convs + 2 * 5
+    assert len(known) == len(net.layers) + 3 * len(net.convs) + 2 * 5
+
+
+def test_taps_of_the_filter_bank_have_no_other_names():
+    assert aliases(backbone("filterbank")) == {}
 
 
 def test_resolved_in_the_order_of_the_data_each_once():
@@ -53,7 +63,13 @@ def test_resolved_in_the_order_of_the_data_each_once():
 
 @pytest.mark.parametrize(
     ("net", "name", "near"),
-    [("vgg19", "relu4-2", "relu4_2"), ("vgg16", "conv3_4", "conv3_3"), ("vgg19", "block4conv2", "block4_conv2")],
+    [
+        ("vgg19", "relu4-2", "relu4_2"),
+        ("vgg16", "conv3_4", "conv3_3"),
+        ("vgg19", "block4conv2", "block4_conv2"),
+        ("filterbank", "bank_2", "bank2"),
+        ("filterbank", "level0", "level1"),
+    ],
 )
 def test_unknown_tap_lists_near_names(net, name, near):
     with pytest.raises(UnknownNameError, match=f"unknown tap of {net} '{name}': did you mean .*{near}"):

@@ -12,8 +12,8 @@ from safetensors.numpy import save as save_tensors
 
 from impasto.errors import MissingTapError, OutputError, StorageError, UnknownNameError, WeightsError
 from impasto.models.backbones import backbone
-from impasto.models.conventions import CAFFE, TORCHVISION, UNIT
-from impasto.models.random_weights import random_weights
+from impasto.models.conventions import CAFFE, RGB255, TORCHVISION, UNIT
+from impasto.models.random_weights import filterbank_weights, random_weights
 from impasto.models.weights import Weights, load_weights, save_weights
 
 METADATA = {"backbone": "vgg19", "convention": "caffe"}
@@ -91,13 +91,57 @@ def test_digest_covers_everything_but_the_name(weights):
 
 
 def test_partial_weights_reach_some_taps(weights):
-    assert [conv.name for conv in weights.convs] == ["conv1_1", "conv1_2", "conv2_1"]
+    assert weights.last == "conv2_1"
     assert weights.taps == ("conv1_1", "relu1_1", "conv1_2", "relu1_2", "pool1", "conv2_1", "relu2_1")
     assert weights.require("block2_conv1") == "relu2_1"
     with pytest.raises(MissingTapError, match=r"'relu4_2' needs weights beyond conv2_1.*impasto weights fetch vgg19"):
         weights.require("relu4_2")
     with pytest.raises(UnknownNameError, match="unknown tap"):
         weights.require("relu9_9")
+
+
+def test_where_partial_weights_cannot_be_fetched_whole_no_download_is_promised():
+    # Nobody publishes configuration C.
+    weights = random_weights("vgg16c", 1, last_conv="conv1_1")
+    with pytest.raises(MissingTapError, match=r"choose among conv1_1, relu1_1, or use full weights$"):
+        weights.require("relu2_1")
+
+
+def test_a_filter_bank_is_saved_and_loaded(tmp_path):
+    bank = filterbank_weights(3)
+    path = tmp_path / "bank.safetensors"
+    save_weights(bank, path)
+    loaded = load_weights(path)
+    assert (loaded.sha256, loaded.backbone, loaded.convention) == (bank.sha256, bank.backbone, UNIT)
+    assert loaded.tensors.keys() == bank.tensors.keys()
+    for key, tensor in bank.tensors.items():
+        np.testing.assert_array_equal(loaded.tensors[key], tensor)
+
+
+def test_a_filter_bank_may_stop_after_any_level(tmp_path):
+    bank = filterbank_weights(3)
+    part = [f"response{level}.{kind}" for level in range(3) for kind in ("weight", "offset")]
+    path = tmp_path / "part.safetensors"
+    save_weights(Weights("part", bank.backbone, UNIT, {key: bank.tensors[key] for key in part}), path)
+    loaded = load_weights(path)
+    assert loaded.tensors.keys() == set(part)
+    assert loaded.last == "response2"
+    # The next level's picture has no weights.
+    assert loaded.taps == bank.backbone.taps[: bank.backbone.taps.index("level3") + 1]
+    assert loaded.taps[-3:] == ("response2", "bank2", "level3")
+    with pytest.raises(
+        MissingTapError, match=r"'bank3' needs weights beyond response2, where 'part\.safetensors' ends"
+    ):
+        loaded.require("bank3")
+
+
+def test_a_filter_bank_may_not_skip_a_level():
+    bank = filterbank_weights(3)
+    without = {key: tensor for key, tensor in bank.tensors.items() if not key.startswith("response1.")}
+    with pytest.raises(WeightsError, match=r"tensor 'response1\.weight' is missing"):
+        Weights("w", bank.backbone, UNIT, without)
+    with pytest.raises(WeightsError, match=r"tensor 'response9\.offset' is missing"):
+        Weights("w", bank.backbone, UNIT, changed(bank, response9__offset=None))
 
 
 def names(folder):
@@ -144,7 +188,10 @@ def test_no_tensors_at_all(tmp_path):
         ({"convention": "caffe"}, "'backbone' is None"),
         ({"backbone": "vgg19"}, "'convention' is None, must be one of caffe, torchvision"),
         ({"backbone": "alexnet", "convention": "caffe"}, "'backbone' is 'alexnet'"),
-        ({"backbone": "vgg19", "convention": "unit"}, "'convention' is 'unit'"),
+        (
+            {"backbone": "vgg19", "convention": "rgb255"},
+            "'convention' is 'rgb255', must be one of caffe, torchvision, unit",
+        ),
     ],
 )
 def test_lies_of_metadata(weights, tmp_path, metadata, message):
@@ -155,8 +202,8 @@ def test_lies_of_metadata(weights, tmp_path, metadata, message):
 
 
 def test_only_conventions_of_weights(weights):
-    with pytest.raises(WeightsError, match="'unit' is not a convention of weights"):
-        Weights("w", weights.backbone, UNIT, weights.tensors)
+    with pytest.raises(WeightsError, match="'rgb255' is not a convention of weights"):
+        Weights("w", weights.backbone, RGB255, weights.tensors)
 
 
 def test_every_truncation_is_noticed(tmp_path):
