@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +16,7 @@ from benchmarks.report import Bound, Section, Table, spread
 from benchmarks.task import Run, Task, Worker, run
 from impasto.export.objective import Objective
 from impasto.models.backbones import Backbone, backbone
+from impasto.models.layers import Conv, Filters
 from impasto.runtime.backends.protocol import Plan
 from impasto.runtime.recipes import JOHNSON
 from impasto.runtime.solvers import LBFGS
@@ -143,12 +145,11 @@ def convolution_gflop(objective: Objective, network: Backbone, size: int) -> flo
 
     Forward to the deepest tap, and backward to the pixels, which costs the same again: weights get no gradient.
     """
-    deepest = max(network.index(tap) for tap in objective.taps)
     flop = 0
-    for conv in network.convs:
-        if network.index(conv.name) <= deepest:
-            positions = (size // network.stride(conv.name)) ** 2
-            flop += 2 * 2 * conv.in_channels * conv.out_channels * conv.kernel**2 * positions
+    for layer in network.needed(objective.taps):
+        if isinstance(layer, Conv | Filters):
+            positions = math.prod(network.grid(layer.name, (size, size)))
+            flop += 2 * 2 * layer.in_channels * layer.out_channels * layer.kernel**2 * positions
     return flop / 1e9
 
 

@@ -222,13 +222,12 @@ def _dependents(nodes: Sequence[onnx.NodeProto], sources: Sequence[str], types: 
 
 def _sum(graph: Graph, terms: Sequence[str]) -> str:
     """Append the sum; what was expanded is left to the addition to broadcast, unless there is nothing else."""
-    if len(terms) > 1:
-        narrow = {node.output[0]: node.input[0] for node in graph.nodes if node.op_type == "Expand"}
-        wide = [term for term in terms if term not in narrow] or terms[:1]
-        terms = [*wide, *(_unexpanded(term, narrow) for term in terms if term not in wide)]
-    total = terms[0]
-    for term in terms[1:]:
-        total = graph.add("Add", total, term, name=graph.unique("grad.sum"))
+    if len(terms) == 1:
+        return terms[0]
+    narrow = {node.output[0]: node.input[0] for node in graph.nodes if node.op_type == "Expand"}
+    total, *others = sorted(terms, key=lambda term: term in narrow)
+    for term in others:
+        total = graph.add("Add", total, _unexpanded(term, narrow), name=graph.unique("grad.sum"))
     return total
 
 

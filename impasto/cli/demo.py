@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from impasto.runtime.images import FloatArray
 
 DEMO_SIZE = 512
-DEMO_ITERATIONS = 150
-# Random filters that reach deeper see less of the brushwork, not more, and take longer.
-_LAST_CONV = "conv3_2"
-_CONTENT_WEIGHT = 0.02
 
 _GAP = 8
 
@@ -30,18 +26,17 @@ def demo(
     ] = Path("impasto-demo"),
     quiet: options.Quiet = False,
 ) -> None:
-    """Paint the pictures that come with Impasto; needs no download, and takes a minute or two.
+    """Paint the pictures that come with Impasto; needs no download, and takes about a minute.
 
-    Seeded random filters stand in for trained weights. Writes painting.png and side-by-side.png (content, style,
+    It paints as impasto stylize does before weights are fetched, with the filter bank. Writes painting.png and side-by-side.png (content, style,
     painting) into DIR, over those of an earlier demo.
     """
     from importlib import resources
 
     from impasto.cli.paint import paint, stop_on_signals
-    from impasto.models.random_weights import random_weights
     from impasto.runtime.files import check_writable
     from impasto.runtime.read_image import read_image
-    from impasto.runtime.recipes import IMPASTO
+    from impasto.runtime.recipes import FILTERBANK
     from impasto.runtime.stylizer import Stylizer
     from impasto.runtime.write_image import write_image
 
@@ -57,9 +52,7 @@ def demo(
     pictures = resources.files("impasto") / "demo"
     content = read_image((pictures / "content.jpg").read_bytes())
     style = read_image((pictures / "style.jpg").read_bytes())
-    weights = random_weights("vgg19", seed=0, last_conv=_LAST_CONV)
-    recipe = IMPASTO.with_weights(content=_CONTENT_WEIGHT).with_iterations(DEMO_ITERATIONS)
-    with stop_on_signals() as request, spoken_warnings(quiet), Stylizer(recipe, weights=weights) as stylizer:
+    with stop_on_signals() as request, spoken_warnings(quiet), Stylizer(FILTERBANK) as stylizer:
         painting = stylizer.begin(content.rgb, style.rgb, size=DEMO_SIZE)
         result = paint(painting, stylizer.preset, request, quiet)
         result.save(painting_path, overwrite=True)

@@ -56,8 +56,8 @@ def test_three_quarters_see_no_flat_colour(tensors):
         means = np.abs(tensors[f"response{level}.weight"].mean(axis=(2, 3)))
         # The mean of what rounding changes is at most half a quantum.
         assert means[FILTERS // 4 :].max() <= QUANTUM / 2 * 1.001
-        # The others see every colour, by chance more or less: a mean has a deviation of 10⁴ quanta.
-        assert means[: FILTERS // 4].min() > QUANTUM
+        # The others see some colour at least, by chance more or less: a mean has a deviation of 10⁴ quanta.
+        assert means[: FILTERS // 4].max(axis=1).min() > QUANTUM
 
 
 def test_each_filter_is_noise_under_a_gaussian_from_the_levels_own_streams(seed, tensors):

@@ -6,6 +6,7 @@ import pytest
 from impasto.models import philox
 
 COUNT = 100_001
+EPS = np.finfo(np.float64).eps
 # Dvoretzky, Kiefer & Wolfowitz: the empirical distribution of n draws is further than this from the true one once in
 # a million seeds (2 exp(-2nε²) = 1e-6).
 DISTANCE = math.sqrt(math.log(2e6) / (2 * COUNT))
@@ -93,9 +94,19 @@ def test_normal_numbers_are_normal():
             assert abs(np.corrcoef(pairs.T)[0, 1]) < 5 / math.sqrt(len(pairs))
 
 
+def test_a_pair_of_normal_numbers_says_from_which_uniform_ones_it_is():
+    # Box and Muller: the squared radius is exponentially distributed, the angle uniformly.
+    uniform = philox.uniform(5, 6, 1000).reshape(-1, 2)
+    x, y = philox.normal(5, 6, 1000).reshape(-1, 2).T
+    # An exponent of at most ln 2³³ = 23 is off by a few of its epsilons.
+    np.testing.assert_allclose(np.exp(-(x**2 + y**2) / 2), uniform[:, 0], rtol=8 * 23 * EPS, atol=0)
+    turns = np.arctan2(y, x) / (2 * np.pi)
+    np.testing.assert_allclose((turns - uniform[:, 1] + 0.5) % 1, 0.5, rtol=0, atol=8 * EPS)
+
+
 def test_the_first_and_the_last_word_are_inside_the_open_interval_and_finite(monkeypatch):
     extremes = np.asarray([[0, 0, 0, 0xFFFFFFFF], [0xFFFFFFFF, 0, 0xFFFFFFFF, 0xFFFFFFFF]], np.uint32)
-    monkeypatch.setattr(philox, "philox", lambda counter, key: extremes)
+    monkeypatch.setattr(philox, "philox", lambda *_: extremes)
     numbers = philox.uniform(0, 0, 8)
     assert numbers.min() > 0
     assert numbers.max() < 1

@@ -133,6 +133,75 @@ def test_seeds_on_any_tensors(evaluate, values, seeds):
         assert np.allclose(computed, np.zeros((2, 5)) if truth is None else truth, rtol=1e-13, atol=1e-13), name
 
 
+# What reaches x: cotangents of sums, which are expanded to its shape, alone or beside one that has that shape already.
+SUMS = {
+    "a sum beside a square": (
+        lambda g, rows, columns: g.add("Mul", rows, g.add("ReduceSum", g.add("Mul", "x", "x"), g.ints(3))),
+        lambda x: x.sum(3, keepdim=True) * (x * x).sum(3, keepdim=True),
+    ),
+    "a sum of sums beside a product": (
+        lambda g, rows, columns: g.add("Mul", "x", g.add("ReduceSum", rows, g.ints(2))),
+        lambda x: x * x.sum((2, 3), keepdim=True),
+    ),
+    "sums along two axes": (
+        lambda g, rows, columns: g.add("Mul", rows, columns),
+        lambda x: x.sum(3, keepdim=True) * x.sum(2, keepdim=True),
+    ),
+    "one sum twice": (
+        lambda g, rows, columns: g.add("ReduceSum", g.add("Add", "x", "x"), keepdims=0),
+        lambda x: 2 * x.sum(),
+    ),
+    "one sum twice and another": (
+        lambda g, rows, columns: g.add("Mul", rows, g.add("ReduceSum", g.add("Add", "x", "x"), keepdims=0)),
+        lambda x: x.sum(3, keepdim=True) * 2 * x.sum(),
+    ),
+    "one sum twice, another and a square": (
+        lambda g, rows, columns: g.add(
+            "Mul", g.add("Sum", rows, columns, "x"), g.add("ReduceSum", g.add("Add", "x", "x"), keepdims=0)
+        ),
+        lambda x: (x.sum(3, keepdim=True) + x.sum(2, keepdim=True) + x) * 2 * x.sum(),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SUMS)
+def test_cotangents_of_sums_are_added_up(prove, case):
+    build, reference = SUMS[case]
+
+    def with_sums(graph):
+        return build(graph, *(graph.add("ReduceSum", "x", graph.ints(axis)) for axis in (3, 2)))
+
+    prove(with_sums, reference, {"x": PICTURE}, sizes=[(3, 4), (1, 1), (5, 2)], terms=80)
+
+
+@pytest.mark.parametrize("sides", [("height", "width"), (3, 4)])
+def test_expansions_beside_a_full_cotangent_are_left_to_broadcasting(sides):
+    graph = Graph()
+    graph.input("x", (1, 2, *sides))
+    total = graph.add("ReduceSum", graph.add("ReduceSum", "x", graph.ints(3)), graph.ints(2))
+    graph.add("Mul", graph.add("Mul", "x", "x"), total, name="y")
+    graph.input("dy", (1, 2, *sides))
+    graph.outputs = [differentiate(graph, {"y": "dy"}, ["x"])["x"]]
+    graph.prune()
+    assert "Expand" not in {node.op_type for node in graph.nodes}
+
+
+def test_a_seed_that_was_expanded(evaluate, values):
+    graph = network()
+    graph.input("level", (1,), np.float64)
+    graph.add("Expand", "level", graph.add("Shape", "a"), name="wide")
+    gradients = [differentiate(graph, seeds, ["x"])["x"] for seeds in ({"a": "wide", "c": "dc"}, {"a": "wide"})]
+    graph.outputs = gradients
+    graph.prune()
+    values["level"] = np.array([0.75])
+    have = evaluate(graph, {name: values[name] for name in graph.inputs})
+    x, a = values["x"], np.exp(values["x"])
+    through_c = values["dc"] * (1 - np.tanh(a * x) ** 2)
+    # As above: products of a few numbers of magnitude 1.
+    np.testing.assert_allclose(have[0], (0.75 + through_c * x) * a + through_c * a, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(have[1], 0.75 * a, rtol=1e-13)
+
+
 def test_the_seed_itself_may_be_computed(evaluate, values):
     graph = network()
     graph.add("Mul", "c", "c", name="square")
