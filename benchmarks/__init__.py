@@ -2,6 +2,8 @@
 
 ===============  ======================================================================================
 `evaluation`     one evaluation of loss and gradient: time, memory, share of the machine's peak
+`bank`           the same of the filter bank, beside VGG-19's
+`quality`        how near paintings come to a style, judged by VGG-19; a command of its own, too
 `scaling`        the cost of a pixel, by the size of the picture
 `convergence`    the loss after a number of evaluations, and what the scale of the loss does to it
 `startup`        from the command to the first evaluation

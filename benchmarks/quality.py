@@ -30,12 +30,11 @@ from impasto.errors import ImpastoError, UnavailableError
 from impasto.export.objective import Objective
 from impasto.models.locate import find_weights
 from impasto.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from impasto.runtime.images import FloatArray, Sizing, to_uint8
+from impasto.runtime.images import FloatArray, Sizing, resize, to_uint8
 from impasto.runtime.painting import style_size
 from impasto.runtime.presets import Preset
 from impasto.runtime.read_image import read_image
 from impasto.runtime.recipes import FILTERBANK, IMPASTO, find_preset
-from impasto.runtime.images import resize
 from impasto.runtime.stylizer import Stylizer
 from impasto.runtime.targets import measure_targets
 
@@ -159,7 +158,10 @@ def measure(
 
 def section(_machine: Machine, quick: bool) -> Section:
     """Measure and report."""
-    judge = Judge()
+    try:
+        judge = Judge()
+    except UnavailableError as error:
+        return Section(title="Quality", body=(f"Not measured: the judge is missing ({error}).",), bounds=(), data={})
     pairs, size = (available_pairs()[:1], 64) if quick else (available_pairs(), SIZE)
     runs = {"`filterbank`, no weights": (FILTERBANK, FILTERBANK.weights)}
     if REAL_BLOCKS.exists():

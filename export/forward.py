@@ -135,7 +135,7 @@ class LayerBuilder:
         return self._image if layer.source == IMAGE else layer.source
 
     def _reflected(self, x: str, amount: int) -> str:
-        """Surround x by its reflection; the filters of a level and its halving share one."""
+        """Surround x by its reflection, once for all that need it equally wide."""
         if (x, amount) not in self._padded:
             amounts = self._graph.ints(0, 0, amount, amount, 0, 0, amount, amount)
             padded = self._graph.add("Pad", x, amounts, name=self._graph.unique(f"{x}.reflected"), mode="reflect")

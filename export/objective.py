@@ -33,6 +33,9 @@ STYLE_NORMS: tuple[StyleNorm, ...] = ("sum", "mean", "gatys", "image", "relative
 TV_FORMS: tuple[TvForm, ...] = ("squared", "power", "absolute")
 STATISTICS: tuple[Statistic, ...] = ("gram", "covariance")
 
+MEAN_SHARE = 0.75
+"""Of the mean in the covariance's term; measured (`docs/decisions/0008-filter-bank-recipe.md`)."""
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -46,7 +49,7 @@ class Objective:
       none). The term is ``w·Σ(G-A)²``, ``w·mean((G-A)²)``, ``w·Σ(G-A)²/(4C²N²)``, ``w·Σ(G-A)²/(4·3²·(H·W)²)`` with
       the picture's H·W, or ``w·Σ(G-A)²/ΣA²`` (``style_norm`` sum, mean, gatys, image, relative).
     - ``statistics``: style tap → ``gram`` or ``covariance``; taps that are not named here have the Gram matrix. The
-      covariance's term is ``w·½(Σ(G-A)²/ΣA² + Σ(μ-m)²/Σm²)`` with the mean μ of F over its positions and
+      covariance's term is ``w·(¼Σ(G-A)²/ΣA² + ¾Σ(μ-m)²/Σm²)`` with the mean μ of F over its positions and
       G = F·Fᵀ/N - μμᵀ, whatever the two normalisations above are; A and m are the style picture's.
     - ``tv``: weight w of the total variation of the image; dx and dy are its forward differences:
       ``w·½(Σdx²+Σdy²)``, ``w·Σ(dx²+dy²)^1.25`` over the (H-1)×(W-1) window, or ``w·(Σ|dx|+Σ|dy|)`` (``tv_form``
@@ -82,11 +85,7 @@ class Objective:
         ):
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} {getattr(self, name)!r} is unknown: choose among {', '.join(known)}")
-        for tap, statistic in self.statistics.items():
-            if statistic not in STATISTICS:
-                raise UsageError(f"statistic {statistic!r} of {tap} is unknown: choose among {', '.join(STATISTICS)}")
-            if tap not in self.style:
-                raise UsageError(f"statistics name {tap!r}, which has no style term: name taps that have one")
+        check_statistics(self.statistics, self.style)
         for term, weight in [*self.content.items(), *self.style.items(), ("tv", self.tv)]:
             if not np.isfinite(weight) or weight < 0:
                 raise UsageError(f"weight {weight} of {term} must be a finite number, zero or more")
@@ -140,6 +139,15 @@ class Objective:
         )
 
 
+def check_statistics(statistics: Mapping[str, Statistic], style: Collection[str]) -> None:
+    """Raise `UsageError` for a statistic that there is not, and for one of a tap that is not among the style taps."""
+    for tap, statistic in statistics.items():
+        if statistic not in STATISTICS:
+            raise UsageError(f"statistic {statistic!r} of {tap} is unknown: choose among {', '.join(STATISTICS)}")
+        if tap not in style:
+            raise UsageError(f"statistics name {tap!r}, which has no style term: name taps that have one")
+
+
 @dataclass(frozen=True, eq=False)
 class Targets:
     """What the terms compare with.
@@ -170,8 +178,8 @@ def coefficients(
     for tap, weight in objective.style.items():
         channels, count = targets.style[tap].shape[0], positions[tap]
         if objective.statistic(tap) == "covariance":
-            values[f"style.{tap}.mean.weight"] = weight / 2 / _energy(targets.means[tap])
-            factor = 1 / 2 / _energy(targets.style[tap])
+            values[f"style.{tap}.mean.weight"] = weight * MEAN_SHARE / _energy(targets.means[tap])
+            factor = (1 - MEAN_SHARE) / spread_energy(targets.style[tap], targets.means[tap])
         elif objective.style_norm == "relative":
             factor = 1 / _energy(style_target(objective, targets, tap, count))
         else:
@@ -188,6 +196,15 @@ def coefficients(
     if objective.tv:
         values["tv.weight"] = objective.tv
     return values
+
+
+def spread_energy(covariance: FloatArray, mean: FloatArray) -> float:
+    """Return by what the squared error of a covariance is divided: its sum of squares, as long as it is one.
+
+    Where nothing varies, as in a style picture of one colour, F·Fᵀ/N - μμᵀ leaves the rounding of two equal numbers,
+    to which nothing must be relative. Beside the mean it counts as at least a hundredth.
+    """
+    return max(_energy(covariance), (0.01 * _energy(mean)) ** 2) if mean.any() else _energy(covariance)
 
 
 def style_target(objective: Objective, targets: Targets, tap: str, positions: int) -> FloatArray:

@@ -20,7 +20,7 @@ import onnx
 from impasto.errors import GraphError, UnavailableError, UnknownNameError, UsageError
 from impasto.export.fused import fuse
 from impasto.export.graph import OPSET, Dim, Graph, Shape, graph_from_model
-from impasto.export.objective import Statistic, TvForm
+from impasto.export.objective import Statistic, TvForm, check_statistics
 from impasto.models.layers import IMAGE
 
 if TYPE_CHECKING:
@@ -173,8 +173,9 @@ def user_objective_graph(
     total variation out. ``shape`` fixes (H, W); otherwise they stay what they are in the graph, dynamic or not.
     ``statistics`` names those of the style taps whose statistic is not the Gram matrix.
 
-    Raises `UnknownNameError` for a tap that the graph does not compute, `UsageError` if there are none, `GraphError`
-    for an input or a tap of another kind, and `UnsupportedOpError` for a node between them without a gradient rule.
+    Raises `UnknownNameError` for a tap that the graph does not compute, `UsageError` if there are none and for a
+    statistic that there is not or of another tap, `GraphError` for an input or a tap of another kind, and
+    `UnsupportedOpError` for a node between them without a gradient rule.
     """
     taps = tuple(dict.fromkeys([*content, *style]))
     made = {output for node in graph.nodes for output in node.output}
@@ -183,6 +184,7 @@ def user_objective_graph(
             raise UnknownNameError(f"tensor of graph {graph.name!r}", tap, sorted(made - {""}))
     if not taps:
         raise UsageError("no taps were asked for: name at least one tensor")
+    check_statistics(statistics or {}, style)
     try:
         fused = _on_image(graph, taps, shape)
         _check_taps(fused, taps)

@@ -22,9 +22,11 @@ def measure_targets(
     Raises `ImageError` for a picture that is too small for one of its taps.
     """
     content_taps, style_taps = tuple(objective.content), tuple(objective.style)
-    check_size(weights, content_taps, content.shape[:2])
-    # Filters are calibrated by the style picture even where only the content is compared by them.
-    check_size(weights, objective.taps if _has_filters(weights, objective) else style_taps, style.shape[:2])
+    # Filters are calibrated by the style picture whichever picture is compared by them; and a graph that measures one
+    # picture at a few of the taps computes all of them, of which reflections, unlike poolings, have a smallest size.
+    filtered = _has_filters(weights, objective)
+    check_size(weights, objective.taps if filtered else content_taps, content.shape[:2])
+    check_size(weights, objective.taps if filtered else style_taps, style.shape[:2])
     style_image = encoded(objective, style)
     calibration = backend.calibrate(weights, objective, style_image)
     activations: Mapping[str, FloatArray] = {}

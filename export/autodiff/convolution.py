@@ -44,6 +44,8 @@ def conv(node: Node, dy: str) -> Cotangents:
         dilations=dilations,
         group=int(node.attributes.get("group", 1)),
     )
+    if strides == [1] * rank and not any(pads):
+        return [spread, *rest]
     size = [
         None if n is None else (n - 1) * stride + r + 1
         for n, stride, r in zip(node.shape(node.outputs[0])[2:], strides, reach, strict=True)

@@ -28,8 +28,8 @@ def demo(
 ) -> None:
     """Paint the pictures that come with Impasto; needs no download, and takes about a minute.
 
-    It paints as impasto stylize does before weights are fetched, with the filter bank. Writes painting.png and side-by-side.png (content, style,
-    painting) into DIR, over those of an earlier demo.
+    It paints with the filter bank, as impasto stylize does before weights are fetched. Writes painting.png and
+    side-by-side.png (content, style, painting) into DIR, over those of an earlier demo.
     """
     from importlib import resources
 

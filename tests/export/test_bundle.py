@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from impasto.errors import GraphError, MissingTapError, OutputError
 from impasto.export.bundle import DATA, export_bundle
+from impasto.export.calibration import calibration_graph
 from impasto.export.forward import forward_graph
 from impasto.export.fused import fused_graph
 from impasto.export.graph import Graph
@@ -24,12 +25,27 @@ from impasto.export.manifest import MANIFEST, Manifest, read_manifest
 from impasto.export.objective import Objective
 from impasto.export.slices import slice_graph
 from impasto.models.conventions import pixel_space
-from impasto.models.random_weights import random_weights
+from impasto.models.random_weights import filterbank_weights, random_weights
 from impasto.models.weights import Weights
 
 OBJECTIVE = Objective(content={"relu2_2": 1.0}, style={"relu1_1": 2.0, "conv_2": 1.0, "relu2_1": 3.0}, tv=0.5)
 # Torchvision pixels on Caffe weights: the first kernel of the graphs is not the weights' own.
 CONVERTED = replace(OBJECTIVE, pixels="torchvision", convention="torchvision")
+
+
+# Banks in Caffe's pixels; the coarsest tap's own level is not among them.
+FILTERED = Objective(
+    content={"bank0": 1.0},
+    style={"bank0": 1.0, "bank2": 2.0, "level3": 0.5},
+    tv=0.5,
+    statistics={"bank0": "covariance", "bank2": "covariance"},
+)
+
+
+@pytest.fixture(scope="module")
+def bank_bundle(bank: Weights, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    folder = tmp_path_factory.mktemp("export") / "bank"
+    return folder, export_bundle(folder, bank, FILTERED, slices=True)
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +115,78 @@ def test_graphs_give_what_they_would_with_weights_inside(bundle: tuple[Path, Man
                 np.testing.assert_array_equal(value, expected)
 
 
-def test_onnx_accepts_every_file_and_the_manifest_tells_its_inputs_and_outputs(
-    bundle: tuple[Path, Manifest],
+def test_banks_come_with_the_graph_that_calibrates_them(bank_bundle: tuple[Path, Manifest], bank: Weights) -> None:
+    folder, manifest = bank_bundle
+    assert {path.name for path in folder.iterdir()} == {MANIFEST, *manifest.files}
+    found = read_manifest(folder)
+    assert found == manifest
+    assert found.objective.statistics == FILTERED.statistics
+    assert [(tap.name, tap.channels, tap.stride) for tap in found.taps] == [
+        (name, bank.backbone.channels(name), stride) for name, stride in (("bank0", 1), ("bank2", 4), ("level3", 8))
+    ]
+    kinds = [graph.kind for graph in found.graphs]
+    assert kinds == ["forward", "fused", "calibration", *["slice-forward", "slice-gradient"] * 3]
+    record = found.graph("calibration")
+    assert (record.file, record.tap) == ("calibration.onnx", "")
+    calibrated = [f"response{level}.{part}" for level in (0, 2) for part in ("scale", "threshold")]
+    assert [item.name for item in record.outputs] == calibrated
+    # They are what the graphs that have filters take, under the same names and shapes.
+    for kind in ("forward", "fused"):
+        taken = [item for item in found.graph(kind).inputs if item.name.startswith("response")]  # type: ignore[arg-type]
+        assert sorted(taken, key=lambda item: item.name) == sorted(record.outputs, key=lambda item: item.name)
+
+
+def test_graphs_of_banks_give_what_they_would_with_weights_inside(
+    bank_bundle: tuple[Path, Manifest], bank: Weights, picture: Callable[..., NDArray[np.float32]]
 ) -> None:
-    folder, manifest = bundle
+    """To the bit, from the style picture's calibration to the taps, slice by slice, too."""
+    folder, manifest = bank_bundle
+    space = pixel_space(manifest.objective.convention)
+    style, image = (space.encode(picture(seed, 50, 41))[None] for seed in (1, 2))
+    forward = forward_graph(bank, manifest.objective.taps, space=space)
+    graphs = [
+        (manifest.graph("calibration"), calibration_graph(bank, manifest.objective.taps, space), {"image": style}),
+        (manifest.graph("forward"), forward, {"image": image}),
+    ]
+    for piece in slice_graph(forward, forward.outputs):
+        graphs.append((manifest.graph("slice-forward", piece.tap), piece.forward, {"image": image}))
+    values: dict[str, NDArray[Any]] = {}
+    for record, graph, given in graphs:
+        inputs = {name: (values | given)[name] for name in graph.inputs}
+        found = _run(folder / record.file, inputs)
+        for value, expected in zip(found, _run(graph.model().SerializeToString(), inputs), strict=True):
+            np.testing.assert_array_equal(value, expected)
+        values |= dict(zip((item.name for item in record.outputs), found, strict=True))
+    assert values["bank2"].shape == (1, bank.backbone.channels("bank2"), 13, 11)
+
+
+def test_weights_of_every_layer_up_to_the_deepest_tap_are_stored(
+    bank_bundle: tuple[Path, Manifest], bank: Weights
+) -> None:
+    """Of the second level, too, which no tap needs: weights may end early, but not leave a layer out."""
+    folder, manifest = bank_bundle
+    tensors = {}
+    for item in manifest.data.tensors:
+        stored = np.fromfile(folder / DATA, "<f4", int(np.prod(item.shape)), offset=item.offset)
+        tensors[item.name] = stored.astype(np.float32).reshape(item.shape)
+    assert list(tensors) == [f"response{level}.{part}" for level in range(3) for part in ("weight", "offset")]
+    again = Weights("again", bank.backbone, bank.convention, tensors)
+    assert set(manifest.objective.taps) <= set(again.taps)
+    for name, value in tensors.items():
+        np.testing.assert_array_equal(value, bank.tensors[name])
+    assert sum(value.nbytes for value in tensors.values()) <= manifest.data.size
+    # No graph holds a bank's weights of its own.
+    least = min(value.nbytes for name, value in tensors.items() if name.endswith("weight"))
+    for graph in manifest.graphs:
+        for tensor in onnx.load(folder / graph.file, load_external_data=False).graph.initializer:
+            assert len(tensor.raw_data) < least
+
+
+@pytest.mark.parametrize("name", ["bundle", "bank_bundle"])
+def test_onnx_accepts_every_file_and_the_manifest_tells_its_inputs_and_outputs(
+    request: pytest.FixtureRequest, name: str
+) -> None:
+    folder, manifest = request.getfixturevalue(name)
     for record in manifest.graphs:
         onnx.checker.check_model(str(folder / record.file), full_check=True)
         session = onnxruntime.InferenceSession(str(folder / record.file), providers=["CPUExecutionProvider"])
@@ -147,18 +231,24 @@ def test_weights_are_stored_once_and_aligned(bundle: tuple[Path, Manifest], shal
 def test_same_input_same_bytes_in_another_process(tmp_path: Path) -> None:
     weights = random_weights("vgg19", 21, last_conv="conv2_2")
     export_bundle(tmp_path / "once", weights, CONVERTED, preset_name="mine", slices=True)
+    export_bundle(tmp_path / "bank-once", filterbank_weights(21), FILTERED, slices=True)
     script = """
 import sys
 from impasto.export.bundle import export_bundle
 from impasto.export.objective import Objective
-from impasto.models.random_weights import random_weights
+from impasto.models.random_weights import filterbank_weights, random_weights
 objective = Objective(content={"relu2_2": 1.0}, style={"relu1_1": 2.0, "conv_2": 1.0, "relu2_1": 3.0}, tv=0.5,
                       pixels="torchvision", convention="torchvision")
 export_bundle(sys.argv[1], random_weights("vgg19", 21, last_conv="conv2_2"), objective, preset_name="mine", slices=True)
+objective = Objective(content={"bank0": 1.0}, style={"bank0": 1.0, "bank2": 2.0, "level3": 0.5}, tv=0.5,
+                      statistics={"bank0": "covariance", "bank2": "covariance"})
+export_bundle(sys.argv[2], filterbank_weights(21), objective, slices=True)
 """
     environment = {**os.environ, "PYTHONHASHSEED": "77"}
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "again")], check=True, env=environment)
+    again = [str(tmp_path / "again"), str(tmp_path / "bank-again")]
+    subprocess.run([sys.executable, "-c", script, *again], check=True, env=environment)
     assert _bytes(tmp_path / "again") == _bytes(tmp_path / "once")
+    assert _bytes(tmp_path / "bank-again") == _bytes(tmp_path / "bank-once")
 
 
 def test_an_earlier_bundle_is_replaced_whole(shallow: Weights, tmp_path: Path) -> None:

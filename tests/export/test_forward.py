@@ -12,11 +12,6 @@ from impasto.models.reference import Reference
 TAPS = ("conv1_1", "relu1_2", "pool1", "conv2_1", "relu2_2", "pool2", "relu3_1")
 
 
-def run(graph, image):
-    session = onnxruntime.InferenceSession(graph.model().SerializeToString(), providers=["CPUExecutionProvider"])
-    return dict(zip(graph.outputs, session.run(graph.outputs, {"image": image}), strict=True))
-
-
 def image(space, seed, height, width):
     rgb = np.random.RandomState(seed).random_sample((height, width, 3)).astype(np.float32)
     return space.encode(rgb)[None]
@@ -36,19 +31,19 @@ def assert_taps(found, weights, image, pooling, space, taps=TAPS):
 
 @pytest.mark.parametrize("pooling", ["max", "average"])
 @pytest.mark.parametrize("size", [(4, 4), (5, 7), (16, 9), (21, 30)])
-def test_taps_are_those_of_the_reference(shallow, pooling, size):
+def test_taps_are_those_of_the_reference(shallow, run, pooling, size):
     x = image(shallow.convention, 1, *size)
-    found = run(forward_graph(shallow, TAPS, pooling=pooling, shape=size), x)
+    found = run(forward_graph(shallow, TAPS, pooling=pooling, shape=size), {"image": x})
     assert_taps(found, shallow, x, pooling, None)
 
 
 @pytest.mark.parametrize("space", PIXEL_SPACES.values(), ids=PIXEL_SPACES)
-@pytest.mark.parametrize("convention", ["caffe", "torchvision"])
-def test_other_pixel_spaces_are_folded_in_to_the_border(space, convention):
+@pytest.mark.parametrize("convention", ["caffe", "torchvision", "unit"])
+def test_other_pixel_spaces_are_folded_in_to_the_border(run, space, convention):
     """The zero padding is that of the weights' own space: at the border the offset must not leak into it."""
     weights = random_weights("vgg19", 3, PIXEL_SPACES[convention], last_conv="conv1_2")
     x = image(space, 2, 6, 5)
-    found = run(forward_graph(weights, ["conv1_1", "conv1_2"], space=space, shape=(6, 5)), x)
+    found = run(forward_graph(weights, ["conv1_1", "conv1_2"], space=space, shape=(6, 5)), {"image": x})
     with torch.no_grad():
         exact = Reference(weights, ["conv1_1", "conv1_2"], "max", space, torch.float64)(torch.from_numpy(x).double())
     for tap, value in found.items():
@@ -75,11 +70,11 @@ def test_one_dynamic_graph_serves_every_size(shallow, pooling):
 
 
 @pytest.mark.parametrize("name", ["vgg11", "vgg13", "vgg16", "vgg16c", "vgg19"])
-def test_every_backbone_to_its_last_tap(name):
+def test_every_backbone_to_its_last_tap(run, name):
     last = {"vgg16c": "conv3_3"}.get(name, "conv3_2")
     weights = random_weights(name, 4, TORCHVISION, last_conv=last)
     x = image(UNIT, 5, 9, 13)
-    found = run(forward_graph(weights, weights.taps, space=UNIT, shape=(9, 13)), x)
+    found = run(forward_graph(weights, weights.taps, space=UNIT, shape=(9, 13)), {"image": x})
     assert_taps(found, weights, x, "max", UNIT, weights.taps)
 
 

@@ -132,23 +132,38 @@ def test_what_cannot_be_built_is_refused(shallow):
 
 DIGESTS = """
 import hashlib
+from impasto.export.calibration import calibration_graph
 from impasto.export.forward import forward_graph
 from impasto.export.fused import fused_graph
 from impasto.export.objective import Objective
 from impasto.export.slices import slice_graph
 from impasto.export.statistics import statistics_graph
 from impasto.models.conventions import UNIT
-from impasto.models.random_weights import random_weights
+from impasto.models.random_weights import filterbank_weights, random_weights
 
-weights = random_weights("vgg19", 1, last_conv="conv2_2")
-objective = Objective({"relu2_2": 1.0}, {"relu1_1": 1.0, "relu2_1": 2.0}, tv=1.0, pixels="unit", convention="unit")
+spaces = {"pixels": "unit", "convention": "unit"}
+cases = [
+    (
+        random_weights("vgg19", 1, last_conv="conv2_2"),
+        Objective({"relu2_2": 1.0}, {"relu1_1": 1.0, "relu2_1": 2.0}, tv=1.0, **spaces),
+        ["relu1_1", "conv2_1", "relu2_2"],
+    ),
+    (
+        filterbank_weights(1),
+        Objective({"bank0": 1.0}, {"bank1": 1.0, "level1": 1.0}, statistics={"bank1": "covariance"}, **spaces),
+        ["bank0", "level1", "bank1"],
+    ),
+]
 graphs = []
-for shape in (None, (20, 14)):
-    graphs.append(fused_graph(objective, weights, shape))
-    graphs.append(statistics_graph(weights, ["relu2_2"], ["relu1_1"], pooling="average", shape=shape))
-    forward = forward_graph(weights, ["relu1_1", "conv2_1", "relu2_2"], space=UNIT, shape=shape)
-    for piece in slice_graph(forward, forward.outputs):
-        graphs += [piece.forward, piece.gradient]
+for weights, objective, taps in cases:
+    graphs.append(calibration_graph(weights, taps, UNIT))
+    for shape in (None, (20, 24)):
+        graphs.append(fused_graph(objective, weights, shape))
+        style = {tap: objective.statistic(tap) for tap in objective.style}
+        graphs.append(statistics_graph(weights, list(objective.content), style, pooling="average", shape=shape))
+        forward = forward_graph(weights, taps, space=UNIT, shape=shape)
+        for piece in slice_graph(forward, forward.outputs):
+            graphs += [piece.forward, piece.gradient]
 for graph in graphs:
     print(graph.digest(), hashlib.sha256(graph.model({"b": "2", "a": "1"}).SerializeToString()).hexdigest())
 """
@@ -163,7 +178,7 @@ def digests(seed):
 
 def test_exports_are_the_same_bytes_in_every_process():
     first = digests("1")
-    assert len(first) == 2 * 2 * (2 + 2 * 3)
+    assert len(first) == 2 * 2 * (1 + 2 * (2 + 2 * 3))
     assert len(set(first)) == len(first)
     assert digests("2") == first
 

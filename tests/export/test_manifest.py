@@ -27,7 +27,12 @@ SAMPLE = Manifest(
     backbone="vgg16",
     weights=WeightsRecord("päinted", "0" * 64, "caffe"),
     preset="",
-    objective=Objective(content={"relu1_2": 2.5}, style={"relu2_1": 1e-8, "relu1_1": 1.0}, pooling="average"),
+    objective=Objective(
+        content={"relu1_2": 2.5},
+        style={"relu2_1": 1e-8, "relu1_1": 1.0},
+        pooling="average",
+        statistics={"relu2_1": "covariance"},
+    ),
     taps=(TapRecord("relu1_1", 64, 1), TapRecord("relu2_1", 128, 2)),
     graphs=(
         GraphRecord(
@@ -37,6 +42,14 @@ SAMPLE = Manifest(
             (TensorRecord("image", "float32", (1, 3, "height", None)),),
             (TensorRecord("relu1_1", "float32", (1, 64, None, None)),),
             "1" * 64,
+        ),
+        GraphRecord(
+            "calibration.onnx",
+            "calibration",
+            "",
+            (TensorRecord("image", "float32", (1, 3, "height", "width")),),
+            (TensorRecord("response0.scale", "float32", (128,)),),
+            "3" * 64,
         ),
     ),
     data=DataRecord("weights.bin", 7, "2" * 64, (WeightRecord("conv1_1.bias", (64,), 4096),)),
@@ -109,6 +122,18 @@ def test_what_is_no_manifest(data: bytes) -> None:
         Manifest.from_bytes(data)
 
 
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [({"relu2_1": "variance"}, "statistic 'variance' of relu2_1 is unknown"), ({"relu3_1": "gram"}, "'relu3_1'")],
+)
+def test_statistics_that_the_objective_refuses(statistics: dict[str, str], message: str) -> None:
+    value = json.loads(SAMPLE.to_bytes())
+    assert value["objective"]["statistics"] == {"relu2_1": "covariance"}
+    value["objective"]["statistics"] = statistics
+    with pytest.raises(GraphError, match=f"objective cannot be used .*{message}"):
+        Manifest.from_bytes(json.dumps(value).encode())
+
+
 def test_another_format_is_named() -> None:
     value = {**json.loads(SAMPLE.to_bytes()), "format": 2}
     with pytest.raises(GraphError, match="format 2, this version reads 1"):
@@ -126,6 +151,7 @@ def test_names_that_lead_out_of_the_folder() -> None:
 
 def test_graphs_are_found_by_kind_and_tap() -> None:
     assert SAMPLE.graph("forward").file == "forward.onnx"
+    assert SAMPLE.graph("calibration").file == "calibration.onnx"
     with pytest.raises(GraphError, match="no graph of kind 'slice-forward' for relu1_1"):
         SAMPLE.graph("slice-forward", "relu1_1")
 

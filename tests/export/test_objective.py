@@ -7,6 +7,8 @@ from impasto.errors import MissingTapError, UnknownNameError, UsageError
 from impasto.export.objective import (
     CONTENT_NORMS,
     GRAM_NORMS,
+    MEAN_SHARE,
+    STATISTICS,
     STYLE_NORMS,
     Objective,
     Targets,
@@ -15,6 +17,7 @@ from impasto.export.objective import (
 )
 
 OBJECTIVE = Objective(content={"relu2_1": 2.0}, style={"relu1_1": 3.0, "relu2_1": 5.0}, tv=0.5)
+MIXED = replace(OBJECTIVE, statistics={"relu2_1": "covariance"})
 
 
 # --- Values ----------------------------------------------------------------------------------------------------------
@@ -28,9 +31,26 @@ def test_terms_and_taps_come_in_order_and_once():
 
 
 def test_scaling_multiplies_every_weight():
-    scaled = OBJECTIVE.scaled(4.0)
+    scaled = MIXED.scaled(4.0)
     assert (scaled.content, scaled.style, scaled.tv) == ({"relu2_1": 8.0}, {"relu1_1": 12.0, "relu2_1": 20.0}, 2.0)
-    assert OBJECTIVE.content == {"relu2_1": 2.0}
+    assert scaled.statistics == MIXED.statistics
+    assert MIXED.content == {"relu2_1": 2.0}
+
+
+def test_taps_without_a_statistic_of_their_own_have_the_gram_matrix():
+    assert [MIXED.statistic(tap) for tap in ("relu1_1", "relu2_1")] == ["gram", "covariance"]
+    assert OBJECTIVE.statistic("relu2_1") == "gram"
+
+
+def test_taps_are_left_out_with_all_of_their_terms():
+    objective = replace(MIXED, content={"relu2_1": 2.0, "relu1_2": 1.0})
+    assert objective.without({"relu2_1"}) == Objective(content={"relu1_2": 1.0}, style={"relu1_1": 3.0}, tv=0.5)
+    # What is left keeps its statistic, and taps that have no term change nothing.
+    assert objective.without(["relu1_1", "relu3_1"]) == replace(objective, style={"relu2_1": 5.0})
+    assert objective.without([]) == objective
+    assert objective.taps == ("relu2_1", "relu1_2", "relu1_1")
+    with pytest.raises(UsageError, match="no content and no style term"):
+        objective.without(objective.taps)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +59,22 @@ def test_scaling_multiplies_every_weight():
 def test_unknown_forms_are_refused(field):
     with pytest.raises(UsageError, match=f"{field} 'twisted' is unknown: choose among "):
         replace(OBJECTIVE, **{field: "twisted"})
+
+
+@pytest.mark.parametrize("statistic", ["variance", "", None, 1])
+def test_unknown_statistics_are_refused(statistic):
+    with pytest.raises(
+        UsageError, match=f"statistic {statistic!r} of relu2_1 is unknown: choose among gram, covariance"
+    ):
+        replace(OBJECTIVE, statistics={"relu1_1": "covariance", "relu2_1": statistic})
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_statistics_of_taps_without_a_style_term_are_refused(statistic):
+    """A misspelt tap would have the Gram matrix without a word."""
+    for tap in ("relu2_2", "content"):
+        with pytest.raises(UsageError, match=f"statistics name '{tap}', which has no style term"):
+            replace(OBJECTIVE, content={tap: 1.0}, statistics={tap: statistic})
 
 
 @pytest.mark.parametrize("weight", [-1e-9, float("nan"), float("inf"), -float("inf")])
@@ -59,6 +95,18 @@ def test_canonical_names(shallow):
     objective = Objective(content={"block2_conv1": 2.0}, style={"features.0": 3.0, "conv_5": 5.0}, tv=0.5)
     canonical = objective.canonical(shallow)
     assert canonical == replace(objective, content={"relu2_1": 2.0}, style={"conv1_1": 3.0, "conv3_1": 5.0})
+    assert canonical.canonical(shallow) == canonical
+
+
+def test_canonical_names_of_statistics(shallow):
+    objective = Objective(
+        content={"block2_conv1": 2.0},
+        style={"features.0": 3.0, "relu2_1": 5.0, "conv_5": 1.0},
+        statistics={"features.0": "covariance", "relu2_1": "gram"},
+    )
+    canonical = objective.canonical(shallow)
+    assert canonical.statistics == {"conv1_1": "covariance", "relu2_1": "gram"}
+    assert [canonical.statistic(tap) for tap in canonical.style] == ["covariance", "gram", "gram"]
     assert canonical.canonical(shallow) == canonical
 
 
@@ -130,12 +178,46 @@ def test_style_coefficients(gram_norm, style_norm):
     assert found == pytest.approx(0.7 * expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("gram_norm", GRAM_NORMS)
+@pytest.mark.parametrize("style_norm", STYLE_NORMS)
+def test_covariance_coefficients(gram_norm, style_norm):
+    """A weighted mean of two relative errors, whatever the Gram matrices of other taps are normalised by."""
+    f, s = features(6, POSITIONS) + 1, features(7, STYLE_POSITIONS) - 2
+    style = {"t": 0.7, "other": 0.3}
+    objective = Objective({}, style, gram_norm=gram_norm, style_norm=style_norm, statistics={"t": "covariance"})
+    covariance, mean = np.cov(s, bias=True).astype(np.float32), s.mean(axis=1, keepdims=True).astype(np.float32)
+    gram = (s @ s.T / STYLE_POSITIONS).astype(np.float32)
+    counts = dict.fromkeys(style, STYLE_POSITIONS)
+    targets = Targets({}, {"t": covariance, "other": gram}, counts, means={"t": mean})
+    positions = dict.fromkeys(style, POSITIONS)
+    c = coefficients(objective, targets, positions, SHAPE)
+    assert set(c) == {"style.t.weight", "style.t.mean.weight", "style.other.weight"}
+    assert style_target(objective, targets, "t", POSITIONS) is covariance
+
+    spread = np.sum((np.cov(f, bias=True) - covariance) ** 2)
+    level = np.sum((f.mean(axis=1, keepdims=True) - mean) ** 2)
+    found = c["style.t.weight"] * spread + c["style.t.mean.weight"] * level
+    of_spread, of_mean = (np.sum(target.astype(np.float64) ** 2) for target in (covariance, mean))
+    expected = (1 - MEAN_SHARE) * spread / of_spread + MEAN_SHARE * level / of_mean
+    assert found == pytest.approx(0.7 * expected, rel=1e-12)
+    # The other tap's is what it would be without.
+    plain = Objective({}, {"other": 0.3}, gram_norm=gram_norm, style_norm=style_norm)
+    assert c["style.other.weight"] == coefficients(plain, targets, positions, SHAPE)["style.other.weight"]
+
+
 def test_targets_of_zeros_count_as_one():
     """Nothing can be relative to them."""
     objective = Objective(content={"t": 2.0}, style={"t": 3.0}, content_norm="relative", style_norm="relative")
     targets = Targets({"t": np.zeros((1, 2, 1, 1), np.float32)}, {"t": np.zeros((2, 2), np.float32)}, {"t": 1})
     c = coefficients(objective, targets, {"t": 1}, (1, 1))
     assert c == {"content.t.weight": 2.0, "style.t.weight": 3.0}
+    # A style picture of one colour has a mean, and no covariance; one that no filter responds to has neither.
+    objective = Objective(content={}, style={"t": 3.0}, statistics={"t": "covariance"})
+    for mean, energy in (([[2.0], [-1.0]], 5), ([[0.0], [0.0]], 1)):
+        targets = Targets({}, {"t": np.zeros((2, 2), np.float32)}, {"t": 1}, {"t": np.asarray(mean, np.float32)})
+        c = coefficients(objective, targets, {"t": 1}, (1, 1))
+        expected = {"style.t.weight": 3 * (1 - MEAN_SHARE), "style.t.mean.weight": 3 * MEAN_SHARE / energy}
+        assert c == pytest.approx(expected, rel=1e-15)
 
 
 def test_the_total_variation_keeps_its_weight():

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from impasto.errors import GraphError, UnknownNameError, UnsupportedOpError, UsageError
 from impasto.export.graph import Graph
+from impasto.export.objective import Statistic
 from impasto.export.user import graph_from_file, graph_from_torch, user_objective_graph
 
 torch = pytest.importorskip("torch")
@@ -111,6 +112,8 @@ NETWORKS: dict[str, Callable[[], Network]] = {
     "squeezenet": lambda: (squeeze_net(), ["3"], ["0", "1", "4", "6"], "Concat"),
     "resnet": lambda: (residual_net(), ["4"], ["0", "2", "4.norm1", "4.conv2", "5"], "BatchNormalization"),
 }
+# Style taps of both; the rest of the style taps have the Gram matrix.
+COVARIANCE: dict[str, Statistic] = {"0": "covariance", "4": "covariance", "5": "covariance"}
 
 
 @pytest.fixture(scope="module", params=list(NETWORKS))
@@ -137,15 +140,20 @@ def _taps(module: Any, names: Sequence[str], x: Any) -> dict[str, Any]:
 
 
 def _problem(
-    module: Any, content: list[str], style: list[str], height: int, width: int, dtype: Any
+    module: Any,
+    content: list[str],
+    style: list[str],
+    statistics: Mapping[str, Statistic],
+    size: tuple[int, int],
+    dtype: Any,
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, float], NDArray[Any]]:
     """The inputs of a fused graph, seeded, and what torch makes of them: every loss, and the gradient of their sum.
 
     Weights are such that the terms are alike: a wrong gradient of one cannot hide behind the others.
     """
-    stream = np.random.default_rng([height, width])
+    stream = np.random.default_rng(size)
     module = copy.deepcopy(module).to(dtype)
-    inputs = {"image": stream.standard_normal((1, 3, height, width)).astype(np.float32)}
+    inputs = {"image": stream.standard_normal((1, 3, *size)).astype(np.float32)}
 
     def given(name: str, value: Any) -> Any:
         inputs[name] = np.asarray(value, np.float32)
@@ -160,10 +168,16 @@ def _problem(
         terms[f"loss.content.{tap}"] = squares * given(f"content.{tap}.weight", 1 / squares.item())
     for tap in style:
         features = taps[tap][0].flatten(1)
-        gram = features @ features.T * given(f"style.{tap}.scale", 1 / features.shape[1])
-        target = given(f"style.{tap}", stream.standard_normal(gram.shape))
-        squares = (gram - target).square().sum()
-        terms[f"loss.style.{tap}"] = squares * given(f"style.{tap}.weight", 1 / squares.item())
+        measured = {f"style.{tap}": features @ features.T * given(f"style.{tap}.scale", 1 / features.shape[1])}
+        if tap in statistics:
+            mean = features.mean(1, keepdim=True)
+            measured = {f"style.{tap}": (features - mean) @ (features - mean).T / features.shape[1]}
+            measured[f"style.{tap}.mean"] = mean
+        term = 0
+        for name, value in measured.items():
+            squares = (value - given(name, stream.standard_normal(value.shape))).square().sum()
+            term = term + squares * given(f"{name}.weight", 1 / squares.item())
+        terms[f"loss.style.{tap}"] = term
     differences = x.diff(dim=2).square().sum() + x.diff(dim=3).square().sum()
     terms["loss.tv"] = differences / 2 * given("tv.weight", 0.1 / differences.item())
     sum(terms.values()).backward()
@@ -175,29 +189,44 @@ def _distance(found: NDArray[Any], exact: NDArray[Any]) -> float:
 
 
 @pytest.mark.parametrize("fixed", [False, True], ids=["dynamic", "fixed"])
-def test_losses_and_gradient_are_those_of_torch(network: tuple[Any, list[str], list[str], Graph], fixed: bool) -> None:
+@pytest.mark.parametrize("mixed", [False, True], ids=["gram", "covariance"])
+def test_losses_and_gradient_are_those_of_torch(
+    network: tuple[Any, list[str], list[str], Graph], mixed: bool, fixed: bool
+) -> None:
     """Losses to 1e-5; gradients to 1e-5 too, for at these sizes no activation is so near to a flip that it matters.
 
     That is seen from torch's own float32, which agrees with its float64 to a few 1e-7; one flip costs a thousand times
     that.
     """
     module, content, style, graph = network
-    sizes = [(41, 35), (32, 47), (33, 64), (23, 24)]
+    statistics = {tap: statistic for tap, statistic in COVARIANCE.items() if mixed and tap in style}
     session = None
-    for height, width in sizes:
+    for size in [(41, 35), (32, 47), (33, 64), (23, 24)]:
         if session is None or fixed:
-            fused = user_objective_graph(graph, content, style, "squared", (height, width) if fixed else None)
+            fused = user_objective_graph(graph, content, style, "squared", size if fixed else None, statistics)
             model = fused.model().SerializeToString()
             session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-        inputs, losses, gradient = _problem(module, content, style, height, width, torch.float64)
-        _, _, rounded = _problem(module, content, style, height, width, torch.float32)
+        inputs, losses, gradient = _problem(module, content, style, statistics, size, torch.float64)
+        _, _, rounded = _problem(module, content, style, statistics, size, torch.float32)
         assert _distance(rounded, gradient) < 2e-6
         found = dict(zip(fused.outputs, session.run(None, inputs), strict=True))
         assert list(found) == [*losses, "gradient"]
         for name, loss in losses.items():
             assert found[name] == pytest.approx(loss, rel=1e-5)
-        assert found["gradient"].shape == (1, 3, height, width)
+        assert found["gradient"].shape == (1, 3, *size)
         assert _distance(found["gradient"], gradient) < 1e-5
+
+
+def test_statistics_that_cannot_be_had_are_refused(network: tuple[Any, list[str], list[str], Graph]) -> None:
+    _, content, style, graph = network
+    with pytest.raises(UsageError, match=r"statistics name '3\.one', which has no style term"):
+        user_objective_graph(graph, content, style, statistics={"3.one": "covariance"})
+    with pytest.raises(UsageError, match="statistic 'variance' of 0 is unknown: choose among gram, covariance"):
+        user_objective_graph(graph, content, style, statistics={"0": "variance"})  # type: ignore[dict-item]
+    # The Gram matrix may be named, too.
+    plain = user_objective_graph(graph, content, style, shape=(48, 48))
+    named = user_objective_graph(graph, content, style, shape=(48, 48), statistics=dict.fromkeys(style, "gram"))
+    assert named.digest() == plain.digest()
 
 
 def test_the_module_is_not_changed(network: tuple[Any, list[str], list[str], Graph]) -> None:

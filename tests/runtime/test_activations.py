@@ -45,6 +45,52 @@ def test_taps_and_gradients_are_the_references(shallow: Weights, picture: Pictur
     assert 0 < np.linalg.norm(rounded - exact) < 1e-3 * np.linalg.norm(exact)
 
 
+BANK = Objective(content={"bank0": 1.0}, style={"response1": 1.0}, pixels="unit", convention="unit")
+
+
+def _calibrated(bank: Weights, style: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    x = torch.from_numpy(encoded(BANK, style)).double()
+    calibration = Reference(bank, BANK.taps, dtype=torch.float64).calibrate(x)
+    return {name: value.float().numpy() for name, value in calibration.items()}
+
+
+def test_taps_and_gradients_of_filters_are_the_references(bank: Weights, picture: Pictures) -> None:
+    calibration = _calibrated(bank, picture(3, 12, 11))
+    image = encoded(BANK, picture(1, 11, 14))
+    activations = Activations(bank, BANK, calibration)
+    activations.compute(image)
+    x = torch.from_numpy(image).double().requires_grad_()
+    inputs = {name: torch.from_numpy(value).double() for name, value in calibration.items()}
+    taps = Reference(bank, BANK.taps, dtype=torch.float64)(x, inputs)
+    stream = np.random.default_rng(2)
+    for tap in BANK.taps:
+        np.testing.assert_array_equal(activations.tap(tap), taps[tap].detach().numpy())
+        seed = stream.standard_normal(taps[tap].shape).astype(np.float32)
+        (wanted,) = torch.autograd.grad(taps[tap], x, torch.from_numpy(seed).double(), retain_graph=True)
+        exact, rounded = activations.gradients(tap, seed)
+        np.testing.assert_allclose(exact, wanted.numpy(), rtol=1e-6)
+        assert 0 < np.linalg.norm(rounded - exact) < 1e-3 * np.linalg.norm(exact)
+
+
+def test_a_response_that_just_reaches_its_threshold_is_a_flip_waiting(bank: Weights, picture: Pictures) -> None:
+    """Where a ReLU follows: level 1 is compared before its own, and may lie anywhere."""
+    calibration = _calibrated(bank, picture(3, 12, 11))
+    plain, least = Activations(bank, BANK, calibration), bank.backbone.smallest("response1")
+    # A few of the thousands of responses may lie near their thresholds by chance.
+    for seed in range(8):
+        image = encoded(BANK, picture(seed, least, least + 1))
+        plain.compute(image)
+        if plain.clear:
+            break
+    assert plain.clear
+    for name, clear in (("response0", False), ("response1", True)):
+        threshold = calibration[f"{name}.threshold"].copy()
+        threshold[5] += plain.tap(name)[0, 5, 1, 2]
+        nudged = Activations(bank, BANK, {**calibration, f"{name}.threshold": threshold})
+        nudged.compute(image)
+        assert nudged.clear is clear
+
+
 @pytest.mark.parametrize(("pooling", "clear"), [("max", False), ("average", True)])
 def test_two_equals_in_a_pooling_window_are_a_flip_waiting(pooling: str, clear: bool) -> None:
     objective = Objective(

@@ -11,6 +11,7 @@ import torch
 
 from impasto.errors import ImageError, UnknownNameError, UsageError
 from impasto.export.objective import Objective
+from impasto.models.random_weights import filterbank_weights
 from impasto.models.weights import Weights
 from impasto.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from impasto.runtime.backends.protocol import Backend, Plan
@@ -71,37 +72,40 @@ def assert_equal(found, expected):
 
 
 def test_measures_float32_targets_of_the_taps_asked_for(executor, shallow, picture):
-    image = encoded(OBJECTIVE, picture(4, 22, 31))
-    content, style = executor.backend.measure(
-        shallow, OBJECTIVE, image, ("relu2_1", "conv2_2"), ("pool1", "relu1_1", "pool2")
-    )
-    assert {tap: value.shape for tap, value in content.items()} == {
+    objective = replace(OBJECTIVE, statistics={"relu1_1": "covariance", "relu2_1": "covariance"})
+    image = encoded(objective, picture(4, 22, 31))
+    asked = ("relu2_1", "conv2_2"), ("pool1", "relu1_1", "pool2"), {}
+    found = executor.backend.measure(shallow, objective, image, *asked)
+    assert {tap: value.shape for tap, value in found.activations.items()} == {
         "relu2_1": (1, 128, 11, 15),
         "conv2_2": (1, 128, 11, 15),
     }
-    assert {tap: value.shape for tap, value in style.items()} == {
+    assert {tap: value.shape for tap, value in found.style.items()} == {
         "pool1": (64, 64),
         "relu1_1": (64, 64),
         "pool2": (128, 128),
     }
-    exact_content, exact_style = TorchBackend(torch.float64).measure(
-        shallow, OBJECTIVE, image, tuple(content), tuple(style)
-    )
-    for found, exact in ((content, exact_content), (style, exact_style)):
-        for tap, value in found.items():
+    # The mean goes with the covariance, of the taps asked for.
+    assert {tap: value.shape for tap, value in found.means.items()} == {"relu1_1": (64, 1)}
+    exact = TorchBackend(torch.float64).measure(shallow, objective, image, *asked)
+    for kind in ("activations", "style", "means"):
+        for tap, value in getattr(found, kind).items():
             assert value.dtype == np.float32
-            # Sums of up to 682 products in float32: a few roundings of 6e-8.
-            assert np.linalg.norm(value - exact[tap]) <= 2e-6 * np.linalg.norm(exact[tap])
+            # Sums of up to 682 products in float32: a few roundings of 6e-8. What the square of the mean takes away
+            # from the covariance is no larger than what is left, so that it costs no digit.
+            wanted = getattr(exact, kind)[tap]
+            assert np.linalg.norm(value - wanted) <= 2e-6 * np.linalg.norm(wanted)
 
 
 def test_measures_content_alone_and_style_alone(executor, shallow, picture):
     image = encoded(OBJECTIVE, picture(4, 6, 5))
-    content, style = executor.backend.measure(shallow, OBJECTIVE, image, ("relu2_1",), ())
-    assert list(content) == ["relu2_1"]
-    assert style == {}
-    content, style = executor.backend.measure(shallow, OBJECTIVE, image, (), ("relu2_1",))
-    assert content == {}
-    assert list(style) == ["relu2_1"]
+    found = executor.backend.measure(shallow, OBJECTIVE, image, ("relu2_1",), (), {})
+    assert list(found.activations) == ["relu2_1"]
+    assert found.style == {}
+    found = executor.backend.measure(shallow, OBJECTIVE, image, (), ("relu2_1",), {})
+    assert found.activations == {}
+    assert list(found.style) == ["relu2_1"]
+    assert found.means == {}
 
 
 def test_gives_every_term_and_the_gradient(executor, problem, image):
@@ -193,6 +197,7 @@ def test_evaluators_of_one_structure_do_not_share_targets_or_weights(executor, p
         {"tv": 0.0},
         {"content": {"relu2_1": 0.5}},
         {"style": {"relu3_1": 7.0, "relu1_1": 1.0}},
+        {"statistics": {"relu2_1": "covariance"}},
     ],
     ids=lambda change: "-".join(change),
 )
@@ -277,6 +282,138 @@ def test_a_picture_too_small_for_a_tap_is_an_error_that_says_so(executor, shallo
         executor.evaluate(small, np.zeros((1, 3, *size), np.float32))
 
 
+# --- Filters: calibrated by the style picture, whose numbers are inputs of the graphs --------------------------------
+
+# Both statistics, a content term on a level of its own, and a tap before its ReLU.
+BANK = Objective(
+    content={"bank1": 0.5},
+    style={"bank0": 1.0, "bank2": 2.0, "response0": 0.1},
+    statistics={"bank0": "covariance", "bank2": "covariance"},
+    content_norm="relative",
+    gram_norm="positions",
+    style_norm="relative",
+    pixels="unit",
+    convention="unit",
+)
+
+
+@pytest.mark.parametrize("size", [(17, 17), (22, 31), (40, 19)])
+def test_calibrates_as_the_reference_does(executor, bank, picture, size):
+    image = encoded(BANK, picture(4, *size))
+    found = executor.backend.calibrate(bank, BANK, image)
+    assert set(found) == {f"response{level}.{part}" for level in range(3) for part in ("scale", "threshold")}
+    exact = TorchBackend(torch.float64).calibrate(bank, BANK, image)
+    for level in (f"response{level}" for level in range(3)):
+        scale, threshold = (exact[f"{level}.{part}"].astype(np.float64) for part in ("scale", "threshold"))
+        # Pixels of 0 to 1 by filters of unit norm: a response is rounded by 6e-8 a few times over, and relative to
+        # the deviation by which it is divided, that is as many times more as the scale is large.
+        roundings = 6 * 6e-8 * (1 + scale)
+        assert (np.abs(found[f"{level}.scale"] - scale) <= roundings * scale).all()
+        assert (np.abs(found[f"{level}.threshold"] - threshold) <= roundings * (1 + np.abs(threshold))).all()
+        for part in ("scale", "threshold"):
+            value = found[f"{level}.{part}"]
+            assert (value.dtype, value.shape) == (np.float32, (bank.backbone.channels(level),))
+
+
+def test_calibrated_responses_have_the_deviation_and_the_level_that_filters_promise(executor, bank, picture):
+    """Over the style picture itself: a deviation of 1 and a mean of minus the offset."""
+    objective = Objective(content={"response1": 1.0}, style={}, pixels="unit", convention="unit")
+    image = encoded(objective, picture(5, 23, 18))
+    calibration = executor.backend.calibrate(bank, objective, image)
+    response = executor.backend.measure(bank, objective, image, ("response1",), (), calibration)
+    values = response.activations["response1"][0].astype(np.float64)
+    # As above, for deviations of a hundredth: a scale of 100.
+    np.testing.assert_allclose(values.std(axis=(1, 2)), 1, rtol=1e-4)
+    np.testing.assert_allclose(values.mean(axis=(1, 2)), -bank.tensors["response1.offset"], atol=1e-4)
+
+
+def test_a_picture_of_one_colour_calibrates_without_a_division_by_zero(executor, bank):
+    """What deviates by less than an eighth of a grey level is taken to deviate by that."""
+    image = encoded(BANK, np.full((22, 31, 3), 0.3, np.float32))
+    for name, value in executor.backend.calibrate(bank, BANK, image).items():
+        assert np.isfinite(value).all()
+        if name.endswith("scale"):
+            # The reciprocal of a number that is rounded to float32, rounded again.
+            np.testing.assert_allclose(value, 255 * 8, rtol=2e-7)
+
+
+def test_there_is_nothing_to_calibrate_without_filters(executor, shallow, picture):
+    assert executor.backend.calibrate(shallow, OBJECTIVE, encoded(OBJECTIVE, picture(4, 8, 8))) == {}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("position", [(0, 0), (11, 17), (21, 30)])
+def test_filters_give_losses_that_are_not_finite_for_such_an_image(executor, bank, picture, value, position):
+    problem = executor.problem(bank, BANK, picture(1, 22, 31), picture(2, 27, 18))
+    image = encoded(BANK, picture(3, 22, 31))
+    before = executor.evaluate(problem, image)
+    spoiled = image.copy()
+    spoiled[0, 1][position] = value
+    losses = executor.backend.prepare(problem, executor.plan).evaluate(spoiled)
+    assert not np.isfinite(losses.total)
+    assert_equal(executor.evaluate(problem, image), before)
+
+
+def test_the_gradient_through_filters_is_the_slope_of_the_loss(executor, bank, picture):
+    """As above, before the ReLU: a polynomial of degree 4 again."""
+    objective = Objective(
+        content={"response1": 1.0},
+        style={"response0": 1.0, "response1": 1.0},
+        statistics={"response0": "covariance"},
+        pixels="unit",
+        convention="unit",
+    )
+    problem = executor.problem(bank, objective, picture(1, 13, 12), picture(2, 14, 11))
+    image = encoded(objective, picture(3, 13, 12))
+    evaluator = executor.backend.prepare(problem, executor.plan)
+    gradient = evaluator.evaluate(image).gradient.copy()
+    norm = float(np.linalg.norm(gradient))
+    step = 0.01 * gradient / norm
+    rise = evaluator.evaluate(image + step).total - evaluator.evaluate(image - step).total
+    # A hundredth of a pixel's range, where the third order is small against the first; a loss in float32 is rounded
+    # by 1e-7 of itself, which is less than 1e-4 of the rise.
+    assert rise / (2 * 0.01) == pytest.approx(norm, rel=0.02)
+
+
+def test_evaluators_of_one_bank_do_not_share_calibrations(executor, bank, picture):
+    content, image = picture(1, 22, 31), encoded(BANK, picture(3, 22, 31))
+    problem = executor.problem(bank, BANK, content, picture(2, 27, 18))
+    evaluator = executor.backend.prepare(problem, executor.plan)
+    expected = executor.evaluate(problem, image)
+    other = executor.evaluate(executor.problem(bank, BANK, content, picture(9, 27, 18)), image)
+    assert all(other[0][term] != value for term, value in expected[0].items())
+    losses = evaluator.evaluate(image)
+    assert_equal((dict(losses.terms), losses.gradient), expected)
+
+
+def test_banks_of_two_seeds_are_two_banks(executor, bank, picture):
+    image = encoded(BANK, picture(3, 22, 31))
+    found = []
+    for weights in (bank, filterbank_weights(1), bank):
+        problem = executor.problem(weights, BANK, picture(1, 22, 31), picture(2, 27, 18))
+        found.append(executor.evaluate(problem, image))
+    assert found[1][0] != found[0][0]
+    assert_equal(found[2], found[0])
+
+
+def test_a_picture_too_small_for_a_level_is_an_error_that_says_so(executor, bank, picture):
+    need = bank.backbone.smallest("bank2")
+    large = picture(1, need, need)
+    targets = measure_targets(executor.backend, bank, BANK, large, large)
+    for height, width in ((need - 1, 40), (40, need - 1), (1, 1)):
+        words = rf"{width}x{height} pixels is too small for tap bank2.* {need}x{need}"
+        with pytest.raises(ImageError, match=words):
+            executor.problem(bank, BANK, large, picture(2, height, width))
+        with pytest.raises(ImageError, match=words):
+            executor.problem(bank, BANK, picture(2, height, width), large)
+        small = Problem(BANK, bank, targets, (height, width))
+        with pytest.raises(ImageError, match="too small for tap"):
+            executor.evaluate(small, np.zeros((1, 3, height, width), np.float32))
+
+
+# --- Plans, names, sessions ------------------------------------------------------------------------------------------
+
+
 def test_unknown_plans_are_refused(executor, problem):
     with pytest.raises(UsageError, match="woven"):
         executor.backend.prepare(problem, "woven")
@@ -334,6 +471,23 @@ def test_a_second_job_of_the_same_shape_compiles_nothing(shallow, picture, plan)
     assert other > cold
     backend.close()
     assert job(6, 13, 12) > other
+
+
+@pytest.mark.parametrize("plan", ["fused", "sliced"])
+def test_another_style_picture_of_the_bank_compiles_no_objective_again(bank, picture, plan):
+    """Scales and thresholds are inputs, as targets are: only the calibration itself, which is run once, is built."""
+    backend = Counting()
+    executor = Executor(backend, plan)
+
+    def job(seed, height, width, objective=BANK):
+        problem = executor.problem(bank, objective, picture(seed, height, width), picture(seed + 1, 25, 26 + seed))
+        executor.evaluate(problem, encoded(objective, picture(seed + 2, height, width)))
+        return sum(count for name, count in backend.compiled.items() if not name.endswith("calibration"))
+
+    cold = job(1, 22, 23)
+    assert job(4, 22, 23) == cold
+    assert job(5, 22, 23, BANK.scaled(3.0)) == cold
+    assert job(6, 22, 23, BANK.without(["bank2"])) > cold
 
 
 def test_torch_without_torch_names_the_remedy(monkeypatch):

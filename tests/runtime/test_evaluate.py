@@ -16,6 +16,7 @@ from impasto.runtime.evaluate import evaluate
 from impasto.runtime.images import Sizing
 from impasto.runtime.limits import Limits
 from impasto.runtime.presets import Preset
+from impasto.runtime.recipes import FILTERBANK
 from impasto.runtime.solvers import LBFGS
 from impasto.runtime.stylizer import Stylizer
 
@@ -118,6 +119,45 @@ def test_plans_agree(shallow: Weights, picture: Pictures, stylizer: Stylizer) ->
     assert found.terms == pytest.approx(fused.terms, rel=1e-5)
     # No bound of 1e-5: an activation may flip between the two.
     assert np.linalg.norm(found.gradient - fused.gradient) < 1e-3 * np.linalg.norm(fused.gradient)
+
+
+# --- The filter bank: its levels are those of the picture's size -------------------------------------------------------
+
+
+@pytest.mark.parametrize("plan", ["fused", "sliced"])
+def test_the_filter_banks_total_is_that_of_a_painting_at_that_picture(
+    bank: Weights, picture: Pictures, plan: str
+) -> None:
+    """At the start of a painting, and at its end, where the picture is again what was evaluated last of all."""
+    preset = replace(FILTERBANK, stages=(), solver=LBFGS(iterations=4, first_step=1 / 255))
+    # Far from black and white, so that the painting, which is not clipped on the way, is not clipped at its end.
+    content, style = (0.3 + 0.4 * picture(seed, *size) for seed, size in ((1, (40, 33)), (2, (44, 40))))
+    with Stylizer(preset, weights=bank, cache=False, plan=plan) as stylizer:  # type: ignore[arg-type]
+        result = stylizer.stylize(content, style, size=40)
+        assert 0 < result.image.min() < result.image.max() < 1
+        start, end = (evaluate(stylizer, image, content, style) for image in (content, result.image))
+    assert start.loss["total"] == pytest.approx(result.trace[0].loss, rel=1e-6)
+    assert end.terms == pytest.approx(result.terms, rel=1e-6)
+    assert (end.preset, end.taps, end.pixels) == ("filterbank", result.taps, "unit")
+    assert end.loss["total"] < start.loss["total"]
+
+
+def test_levels_are_those_of_both_pictures_at_the_evaluations_size(bank: Weights, picture: Pictures) -> None:
+    preset = replace(FILTERBANK, smallest_grid=8)
+    image, content = picture(3, 30, 60), picture(4, 20, 20)
+    taps = {}
+    with Stylizer(preset, weights=bank, cache=False) as stylizer:
+        for name, style in (
+            ("wide", picture(5, 29, 58)),
+            ("narrow", picture(5, 70, 17)),
+            ("none", picture(5, 100, 23)),
+        ):
+            taps[name] = evaluate(stylizer, image, content, style).taps["style"]
+        tiny = evaluate(stylizer, picture(6, 7, 60), content, picture(5, 29, 58))
+    # 30 wide and 15 wide are levels 0 and 1; a style picture of 60 by 14.6 or 13.8 has 8 positions at level 1 or not.
+    assert taps == {"wide": ["bank0", "bank1"], "narrow": ["bank0", "bank1"], "none": ["bank0"]}
+    assert tiny.taps["style"] == ["bank0"]
+    assert set(tiny.terms) == {f"{kind}.bank0" for kind, taps in tiny.taps.items() if taps}
 
 
 def test_a_later_evaluation_leaves_an_earlier_gradient_alone(stylizer: Stylizer, picture: Pictures) -> None:

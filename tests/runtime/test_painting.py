@@ -39,9 +39,9 @@ class Spy(OnnxRuntimeBackend):
         self.measured, self.problems, self.images = [], [], []
         self.spoil = spoil
 
-    def measure(self, weights, objective, image, content, style):
+    def measure(self, weights, objective, image, content, style, calibration):
         self.measured.append(image.copy())
-        return super().measure(weights, objective, image, content, style)
+        return super().measure(weights, objective, image, content, style, calibration)
 
     def prepare(self, problem, plan):
         self.problems.append(problem)

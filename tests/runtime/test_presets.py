@@ -16,6 +16,22 @@ from impasto.runtime.solvers import LBFGS, LBFGSB, SGD, SOLVERS, Adam, Bounds, T
 PUBLISHED = ("gatys", "keras", "pytorch", "johnson", "gordic", "keras-io", "gatys-notebook")
 STYLE_TAPS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 
+LEVELS = Preset(
+    name="levels",
+    source="these tests",
+    objective=Objective(
+        content={"bank0": 1.0, "bank1": 2.0},
+        style={"bank0": 3.0, "bank1": 4.0, "bank2": 5.0, "bank3": 6.0},
+        statistics={"bank0": "covariance", "bank2": "covariance", "bank3": "covariance"},
+        tv=0.25,
+        pixels="unit",
+        convention="unit",
+    ),
+    solver=LBFGS(iterations=10),
+    weights="filterbank",
+    smallest_grid=8,
+)
+
 PLAIN = Preset(
     name="plain",
     source="these tests",
@@ -28,7 +44,7 @@ PLAIN = Preset(
 
 
 def test_every_published_recipe_is_there_and_cited():
-    assert set(PRESETS) == {"impasto", *PUBLISHED}
+    assert set(PRESETS) == {"impasto", "filterbank", *PUBLISHED}
     for name, preset in PRESETS.items():
         assert preset.name == name
         assert len(preset.source) > 20
@@ -74,9 +90,9 @@ def test_starts_and_pixels_are_as_published():
     assert {PRESETS[name].objective.pixels for name in PUBLISHED} == {"caffe", "unit", "rgb255"}
 
 
-def test_every_preset_works_on_full_weights(vgg19):
+def test_every_preset_works_on_full_weights(vgg19, bank):
     for preset in PRESETS.values():
-        fitted = preset.for_weights(vgg19)
+        fitted = preset.for_weights({"vgg19": vgg19, "filterbank": bank}[preset.weights])
         assert fitted.objective.terms == preset.objective.terms
 
 
@@ -87,6 +103,22 @@ def test_every_preset_works_on_full_weights(vgg19):
 def test_presets_go_to_json_and_back(name):
     preset = PRESETS[name]
     assert Preset.from_json(json.loads(json.dumps(preset.to_json(), allow_nan=False))) == preset
+
+
+@pytest.mark.parametrize("changes", [{}, {"weights": "filterbank-7"}, {"smallest_grid": 0}, {"smallest_grid": 31}])
+def test_statistics_weights_and_the_smallest_grid_go_to_json_and_back(changes):
+    preset = replace(LEVELS, **changes)
+    value = json.loads(json.dumps(preset.to_json()))
+    assert (value["weights"], value["smallest_grid"]) == (preset.weights, preset.smallest_grid)
+    assert value["objective"]["statistics"] == dict(LEVELS.objective.statistics)
+    assert Preset.from_json(value) == preset
+
+
+def test_json_of_before_there_were_filter_banks_is_a_preset_of_vggs():
+    value = PLAIN.to_json()
+    for fields in (value["objective"].pop("statistics"), value.pop("weights"), value.pop("smallest_grid")):
+        assert fields in ({}, "vgg19", 0)
+    assert Preset.from_json(value) == PLAIN
 
 
 @pytest.mark.parametrize(
@@ -140,6 +172,11 @@ def test_json_without_a_field_is_refused(field):
         ("noise", "loud"),
         ("noise", -1.0),
         ("evaluations", 0),
+        ("smallest_grid", -1),
+        ("smallest_grid", "eight"),
+        ("objective", {"content": {}, "style": {"bank0": 1.0}, "statistics": {"bank0": "variance"}}),
+        ("objective", {"content": {}, "style": {"bank0": 1.0}, "statistics": {"bank1": "covariance"}}),
+        ("objective", {"content": {}, "style": {"bank0": 1.0}, "statistics": ["bank0"]}),
         ("surprise", 1),
     ],
 )
@@ -162,6 +199,7 @@ def test_json_that_is_no_preset_is_refused(field, value):
         ({"evaluations": 0}, "evaluations is 0"),
         ({"noise": float("nan")}, "noise is nan"),
         ({"noise": -0.1}, "noise is -0.1"),
+        ({"smallest_grid": -1}, "smallest_grid is -1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes, complaint):
@@ -222,6 +260,80 @@ def test_aliases_become_canonical_names(shallow, adapt):
     fitted = replace(PLAIN, adapt=adapt, objective=objective).for_weights(shallow)
     assert fitted.objective.content == {"relu2_1": 4.0}
     assert fitted.objective.style == {"conv1_1": 1.0, "conv3_1": 3.0}
+
+
+# --- Levels by size --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shapes", "levels"),
+    [
+        # The coarsest level whose grid, halved and rounded up, has sides of 8 or more.
+        ([(57, 200)], 4),
+        ([(56, 200)], 3),
+        ([(200, 29)], 3),
+        ([(28, 200)], 2),
+        ([(15, 15)], 2),
+        ([(14, 300)], 1),
+        # The smaller picture decides, whichever it is.
+        ([(300, 300), (57, 60)], 4),
+        ([(57, 60), (300, 30)], 3),
+        ([(300, 300), (20, 300)], 2),
+        # The finest is never left out, not even where it is too small itself.
+        ([(7, 300)], 1),
+        ([(3, 3)], 1),
+        ([(1, 1), (300, 300)], 1),
+    ],
+)
+def test_levels_are_those_that_both_pictures_are_large_enough_for(bank, shapes, levels):
+    found = LEVELS.objective_at(bank, *shapes)
+    kept = [f"bank{level}" for level in range(levels)]
+    assert list(found.style) == kept
+    assert list(found.content) == kept[:2]
+    assert list(found.statistics) == [tap for tap in kept if tap != "bank1"]
+    # What is kept is as it was.
+    assert all(found.style[tap] == LEVELS.objective.style[tap] for tap in found.style)
+    assert all(found.content[tap] == LEVELS.objective.content[tap] for tap in found.content)
+    assert replace(found, content={}, style={"bank0": 1.0}, statistics={}) == replace(
+        LEVELS.objective, content={}, style={"bank0": 1.0}, statistics={}
+    )
+
+
+def test_a_level_that_only_the_content_has_is_left_out_by_size_too(bank):
+    objective = replace(LEVELS.objective, content={"bank3": 1.0, "bank1": 1.0}, style={"bank1": 1.0}, statistics={})
+    preset = replace(LEVELS, objective=objective)
+    assert preset.objective_at(bank, (40, 40)).taps == ("bank1",)
+    assert preset.objective_at(bank, (57, 57)).taps == ("bank3", "bank1")
+    # The finest that it has, be it not the finest that there is.
+    assert preset.objective_at(bank, (5, 5)).taps == ("bank1",)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 40), (300, 300)])
+def test_without_a_smallest_grid_nothing_is_left_out(bank, shallow, shape):
+    assert replace(LEVELS, smallest_grid=0).objective_at(bank, shape) is LEVELS.objective
+    assert PLAIN.objective_at(shallow, shape) is PLAIN.objective
+
+
+def test_a_smallest_grid_leaves_out_taps_of_vgg_as_well(shallow):
+    """Its poolings round down. Taps of the finest grid stay together."""
+    style = {"relu1_1": 1.0, "conv1_2": 1.0, "relu2_1": 3.0, "relu3_1": 1.0}
+    preset = replace(PLAIN, smallest_grid=4, objective=replace(PLAIN.objective, content={"relu2_1": 4.0}, style=style))
+    for side, kept in ((16, 4), (15, 3), (8, 3), (7, 2), (3, 2)):
+        objective = preset.objective_at(shallow, (side, 90), (90, 90))
+        assert list(objective.style) == list(style)[:kept]
+        assert list(objective.content) == (["relu2_1"] if kept > 2 else [])
+
+
+def test_every_size_leaves_the_filter_banks_own_preset_something_to_paint(bank):
+    """From the smallest picture to the largest that the limits let through, levels grow with it, and never more."""
+    preset, before = PRESETS["filterbank"], 0
+    for side in (1, 5, 16, 64, 256, 1024, 8192):
+        objective = preset.objective_at(bank, (side, side))
+        assert set(objective.content) <= set(objective.style) == set(objective.statistics)
+        assert "bank0" in objective.content
+        assert len(objective.style) >= before
+        before = len(objective.style)
+    assert before > 1
 
 
 # --- Overrides -------------------------------------------------------------------------------------------------------

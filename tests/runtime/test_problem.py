@@ -27,7 +27,16 @@ def test_the_total_is_the_sum_of_the_terms():
     assert Losses({"tv": float("nan"), "content.a": 1.0}, losses.gradient).total != losses.total
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("size", [(17, 17), (33, 18), (203, 151)])
+def test_positions_of_a_level_are_halved_and_rounded_up(bank, size):
+    problem = Problem(PRESETS["filterbank"].objective, bank, None, size)
+    height, width = size
+    for level in range(6):
+        assert problem.positions(f"bank{level}") == problem.positions(f"response{level}") == height * width
+        height, width = (height + 1) // 2, (width + 1) // 2
+
+
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.weights == "vgg19"])
 def test_the_scale_is_the_loss_of_a_network_that_sees_nothing(shallow, picture, name):
     """By the torch backend in float64: weights of zeros make every feature zero, targets are those of real weights."""
     objective = PRESETS[name].objective
@@ -40,6 +49,27 @@ def test_the_scale_is_the_loss_of_a_network_that_sees_nothing(shallow, picture, 
     blind = replace(problem, weights=replace(shallow, tensors=zeros))
     image = encoded(objective, picture(3, 17, 22))
     assert problem.scale() == pytest.approx(backend.prepare(blind, "fused").evaluate(image).total, rel=1e-6)
+
+
+def test_the_scale_of_the_filter_bank_is_the_loss_where_no_filter_responds(bank, picture):
+    """Filters whose thresholds nothing reaches make every feature zero; targets are those of real thresholds."""
+    size = 34, 41
+    preset = PRESETS["filterbank"]
+    objective = replace(preset, smallest_grid=5).objective_at(bank, size, (37, 40))
+    assert set(objective.statistics.values()) == {"covariance"}
+    backend = TorchBackend(torch.float64)
+    targets = measure_targets(backend, bank, objective, picture(1, *size), picture(2, 37, 40))
+    problem = Problem(objective, bank, targets, size)
+    calibration = {
+        name: np.full_like(value, 1e6) if name.endswith("threshold") else value
+        for name, value in targets.calibration.items()
+    }
+    deaf = replace(problem, targets=replace(targets, calibration=calibration))
+    image = encoded(objective, picture(3, *size))
+    assert problem.scale() == pytest.approx(backend.prepare(deaf, "fused").evaluate(image).total, rel=1e-6)
+    # Relative errors of nothing are one each, whatever the weights.
+    weights = [*objective.content.values(), *objective.style.values()]
+    assert problem.scale() == pytest.approx(sum(weights), rel=1e-6)
 
 
 def test_the_scale_leaves_the_total_variation_out(shallow, picture):

@@ -154,8 +154,8 @@ def test_starts_from_what_is_asked_for(stylizer, content, style, picture, tmp_pa
     assert first(init=path) == first(init=str(path)) == first(init=path.read_bytes())
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_paints(shallow, picture, name):
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.weights == "vgg19"])
+def test_every_preset_of_vgg19_paints(shallow, picture, name):
     """On the taps that shallow weights have, for a few evaluations, by the preset's own solver, sizing and stages."""
     preset = PRESETS[name]
     style_weights = {tap: weight for tap, weight in preset.objective.style.items() if tap in shallow.taps}
@@ -252,10 +252,17 @@ def test_settings_that_cannot_work_are_refused(shallow, settings, error, message
         Stylizer(**{"weights": shallow, "cache": False, **settings})
 
 
-def test_weights_that_were_not_fetched_are_told_how_to_get(tmp_path, monkeypatch):
+@pytest.mark.parametrize("settings", [{"preset": "johnson"}, {"weights": "vgg19"}])
+def test_weights_that_were_not_fetched_are_told_how_to_get_and_to_do_without(tmp_path, monkeypatch, settings):
     monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path))
-    with pytest.raises(UnavailableError, match="impasto weights fetch vgg19"):
-        Stylizer(cache=False)
+    with pytest.raises(UnavailableError, match=r"impasto weights fetch vgg19.*--preset filterbank"):
+        Stylizer(**settings, cache=False)
+
+
+def test_a_preset_and_weights_of_two_backbones_are_refused(bank, shallow):
+    for preset, weights, tap in (("johnson", bank, "relu4_2"), ("filterbank", shallow, "bank0")):
+        with pytest.raises(UnknownNameError, match=f"tap of {weights.backbone.name} '{tap}'"):
+            Stylizer(preset, weights=weights, cache=False)
 
 
 def test_weights_by_path_are_those_in_the_file(stylizer, shallow, content, style, tmp_path):
@@ -341,6 +348,10 @@ for plan in ("fused", "sliced"):
         result = stylizer.stylize(content, style, size=32, iterations=2)
     result.save(f"{plan}.png")
     assert result.stop == "done" and np.isfinite(result.image).all()
+    with Stylizer(plan=plan) as stylizer:
+        result = stylizer.stylize(content, style, size=32, iterations=2)
+    result.save(f"{plan}-bank.png")
+    assert result.weights["name"] == "filterbank" and np.isfinite(result.image).all()
 try:
     Stylizer("impasto", weights=weights, backend="torch")
 except UnavailableError as error:
@@ -352,8 +363,8 @@ assert not {"torch", "scipy", "h5py"} & set(sys.modules)
 def test_paints_where_there_is_no_torch(tmp_path):
     told = run(WITHOUT_TORCH, tmp_path)
     assert "pip install 'impasto[reference]'" in told
-    for plan in ("fused", "sliced"):
-        with Image.open(tmp_path / f"{plan}.png") as painted:
+    for name in ("fused", "sliced", "fused-bank", "sliced-bank"):
+        with Image.open(tmp_path / f"{name}.png") as painted:
             assert painted.size == (32, 24)
 
 

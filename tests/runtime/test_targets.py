@@ -4,18 +4,25 @@ import pytest
 from impasto.errors import ImageError
 from impasto.export.objective import Objective
 from impasto.models.conventions import PIXEL_SPACES
+from impasto.runtime.backends.protocol import Measured
 from impasto.runtime.targets import decoded, encoded, measure_targets
 
 
 class Recorder:
-    """A backend that only notes what it is asked to measure."""
+    """A backend that only notes what it is asked to measure, and by which picture it calibrates."""
 
     def __init__(self):
-        self.asked = []
+        self.asked, self.calibrated = [], []
 
-    def measure(self, _weights, _objective, image, content, style):
+    def calibrate(self, _weights, _objective, image):
+        self.calibrated.append(image)
+        return {"scale": image}
+
+    def measure(self, _weights, objective, image, content, style, calibration):
         self.asked.append((image, content, style))
-        return dict.fromkeys(content, image), dict.fromkeys(style, image)
+        assert calibration["scale"] is self.calibrated[-1]
+        means = [tap for tap in style if objective.statistic(tap) == "covariance"]
+        return Measured(dict.fromkeys(content, image), dict.fromkeys(style, image), dict.fromkeys(means, image))
 
 
 OBJECTIVE = Objective(content={"relu2_2": 1.0, "conv1_1": 2.0}, style={"relu3_1": 1.0, "pool1": 1.0})
@@ -33,6 +40,34 @@ def test_each_picture_is_measured_at_its_own_taps_only(shallow, picture):
     assert list(targets.content) == ["relu2_2", "conv1_1"]
     assert list(targets.style) == ["relu3_1", "pool1"]
     assert targets.style_positions == {"relu3_1": 2 * 3, "pool1": 5 * 7}
+    assert targets.means == {}
+
+
+def test_filters_are_calibrated_once_by_the_style_picture(bank, picture):
+    """Whichever picture is measured then, and whichever has terms on the filters."""
+    content, style = picture(1, 20, 21), picture(2, 23, 30)
+    for terms in (
+        {"content": {"bank0": 1.0}, "style": {"bank1": 1.0}},
+        {"content": {"bank0": 1.0}, "style": {}},
+        {"content": {}, "style": {"bank0": 1.0}},
+    ):
+        backend = Recorder()
+        objective = Objective(**terms, pixels="unit", convention="unit")
+        targets = measure_targets(backend, bank, objective, content, style)
+        (image,) = backend.calibrated
+        np.testing.assert_array_equal(image, encoded(objective, style))
+        assert list(targets.calibration) == ["scale"]
+
+
+def test_means_are_kept_for_covariances_only(bank, picture):
+    objective = Objective(
+        content={}, style={"bank0": 1.0, "bank1": 1.0}, statistics={"bank1": "covariance"}, pixels="unit"
+    )
+    targets = measure_targets(Recorder(), bank, objective, picture(1, 20, 21), picture(2, 23, 30))
+    assert list(targets.style) == ["bank0", "bank1"]
+    assert list(targets.means) == ["bank1"]
+    # Halved, and rounded up: all of the picture is looked at.
+    assert targets.style_positions == {"bank0": 23 * 30, "bank1": 12 * 15}
 
 
 @pytest.mark.parametrize(("content", "style"), [({"relu1_1": 1.0}, {}), ({}, {"relu1_1": 1.0})])
@@ -47,6 +82,26 @@ def test_a_picture_too_small_is_told_from_its_size_and_tap(shallow, picture):
         measure_targets(Recorder(), shallow, OBJECTIVE, picture(1, 12, 9), picture(2, 3, 9))
     with pytest.raises(ImageError, match="1x20 pixels is too small for tap relu2_2, which needs at least 2x2"):
         measure_targets(Recorder(), shallow, OBJECTIVE, picture(1, 20, 1), picture(2, 9, 9))
+
+
+@pytest.mark.parametrize(
+    "taps", [{"content": ["bank2"], "style": ["bank0"]}, {"content": ["bank0"], "style": ["bank2"]}]
+)
+def test_both_pictures_must_reach_every_filter(bank, shallow, picture, taps):
+    """Even those by which only the other is compared: the style picture calibrates them, graphs compute them all."""
+    content, style = (dict.fromkeys(taps[kind], 1.0) for kind in ("content", "style"))
+    objective = Objective(content=content, style=style, pixels="unit", convention="unit")
+    need = bank.backbone.smallest("bank2")
+    assert need > bank.backbone.smallest("bank0")
+    enough, narrow = picture(1, need, 40), picture(2, need - 1, 40)
+    measure_targets(Recorder(), bank, objective, enough, enough)
+    words = f"40x{need - 1} pixels is too small for tap bank2, which needs at least {need}x{need}"
+    for pictures in ((enough, narrow), (narrow, enough)):
+        with pytest.raises(ImageError, match=words):
+            measure_targets(Recorder(), bank, objective, *pictures)
+    # Without filters a picture need only reach its own taps.
+    vgg = Objective(content={"relu3_1": 1.0}, style={"relu1_1": 1.0})
+    measure_targets(Recorder(), shallow, vgg, picture(1, 4, 4), picture(2, 1, 1))
 
 
 @pytest.mark.parametrize("space", PIXEL_SPACES)

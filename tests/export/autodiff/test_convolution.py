@@ -32,27 +32,31 @@ def prove_conv(prove, weight, *, strides=(1, 1), pads=(0, 0, 0, 0), dilations=(1
     )
 
 
+# Few channels, whose gradient is a ConvTranspose at every stride, and more, where stride 1 takes a Conv.
+FEW, MANY = 2, 5
+
 SAME = {1: (0, 0, 0, 0), 2: (0, 0, 1, 1), 3: (1, 1, 1, 1), 5: (2, 2, 2, 2)}
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize(("stride", "channels"), [(1, FEW), (1, MANY), (2, FEW), (3, FEW)])
 @pytest.mark.parametrize("side", [1, 2, 3, 5])
 @pytest.mark.parametrize("pad", ["none", "same"])
-def test_kernels_and_strides(prove, side, stride, pad):
+def test_kernels_and_strides(prove, side, stride, channels, pad):
     # Heights and widths of every remainder modulo the stride: the last rows and columns may reach no window.
     pads = SAME[side] if pad == "same" else (0,) * 4
-    prove_conv(prove, kernel(3, 2, side, side), strides=(stride,) * 2, pads=pads, sizes=[(7, 9), (8, 6), (5, 5)])
+    prove_conv(prove, kernel(3, channels, side, side), strides=(stride,) * 2, pads=pads, sizes=[(7, 9), (8, 6), (5, 5)])
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize(("stride", "channels"), [(1, FEW), (1, MANY), (2, FEW), (3, FEW)])
 @pytest.mark.parametrize("pads", [(1, 0, 0, 2), (0, 2, 1, 1), (3, 4, 5, 3), (2, 3, 0, 0)])
-def test_asymmetric_pads_and_pads_wider_than_the_kernel_reaches(prove, pads, stride):
-    prove_conv(prove, kernel(2, 3, 3, 3), strides=(stride,) * 2, pads=pads, sizes=[(6, 7), (3, 4)])
+def test_asymmetric_pads_and_pads_wider_than_the_kernel_reaches(prove, pads, stride, channels):
+    prove_conv(prove, kernel(2, channels, 3, 3), strides=(stride,) * 2, pads=pads, sizes=[(6, 7), (3, 4)])
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
-    ("group", "shape"), [(2, (4, 2, 3, 3)), (3, (3, 1, 3, 3)), (3, (6, 1, 2, 3)), (2, (6, 3, 1, 1))]
+    ("group", "shape"),
+    [(2, (4, 2, 3, 3)), (3, (3, 1, 3, 3)), (3, (6, 1, 2, 3)), (2, (6, 3, 1, 1)), (2, (6, 5, 3, 2)), (3, (3, 6, 1, 1))],
 )
 def test_groups_down_to_depthwise(prove, group, shape, stride):
     prove_conv(
@@ -60,12 +64,11 @@ def test_groups_down_to_depthwise(prove, group, shape, stride):
     )
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize(("stride", "channels"), [(1, FEW), (1, MANY), (2, FEW), (3, FEW)])
 @pytest.mark.parametrize("dilations", [(2, 2), (1, 3), (3, 2)])
-def test_dilations(prove, dilations, stride):
-    prove_conv(
-        prove, kernel(2, 2, 3, 2), dilations=dilations, strides=(stride,) * 2, pads=(1, 2, 2, 1), sizes=[(7, 8), (9, 6)]
-    )
+def test_dilations(prove, dilations, stride, channels):
+    weight, strides, pads = kernel(2, channels, 3, 2), (stride,) * 2, (1, 2, 2, 1)
+    prove_conv(prove, weight, dilations=dilations, strides=strides, pads=pads, sizes=[(7, 8), (9, 6)])
 
 
 def test_different_strides_along_the_axes_and_oblong_kernels(prove):
@@ -74,28 +77,29 @@ def test_different_strides_along_the_axes_and_oblong_kernels(prove):
 
 
 def test_the_smallest_pictures(prove):
-    prove_conv(prove, kernel(2, 2, 3, 3), pads=(1, 1, 1, 1), sizes=[(1, 1), (1, 2), (2, 1)])
+    for channels in (FEW, MANY):
+        prove_conv(prove, kernel(2, channels, 3, 3), pads=(1, 1, 1, 1), sizes=[(1, 1), (1, 2), (2, 1)])
     prove_conv(prove, kernel(2, 2, 3, 3), strides=(2, 2), pads=(1, 1, 1, 1), sizes=[(1, 1), (1, 2), (2, 1)])
     prove_conv(prove, kernel(2, 2, 1, 1), strides=(3, 3), sizes=[(1, 1), (3, 2)])
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_one_dimension(prove, stride):
+@pytest.mark.parametrize(("stride", "channels"), [(1, FEW), (1, MANY), (2, FEW)])
+def test_one_dimension(prove, stride, channels):
     prove(
         lambda g: g.add("Conv", "x", "w", strides=[stride], pads=[1, 2], dilations=[2]),
         lambda x, w: F.conv1d(F.pad(x, (1, 2)), w, stride=stride, dilation=2),
-        {"x": (2, 3, "width"), "w": kernel(4, 3, 3)},
+        {"x": (2, channels, "width"), "w": kernel(4, channels, 3)},
         sizes=[(0, 9), (0, 6)],
         terms=12,
     )
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_three_dimensions(prove, stride):
+@pytest.mark.parametrize(("stride", "channels"), [(1, FEW), (1, MANY), (2, FEW)])
+def test_three_dimensions(prove, stride, channels):
     prove(
         lambda g: g.add("Conv", "x", "w", strides=[stride] * 3, pads=[1, 0, 1, 0, 1, 1]),
         lambda x, w: F.conv3d(padded(x, (1, 0, 1, 0, 1, 1)), w, stride=stride),
-        {"x": (1, 2, 4, "height", "width"), "w": kernel(3, 2, 2, 2, 3)},
+        {"x": (1, channels, 4, "height", "width"), "w": kernel(3, channels, 2, 2, 3)},
         sizes=[(4, 5)],
         terms=36,
     )
@@ -106,7 +110,8 @@ def convolutions(draw):
     strides, dilations = (draw(st.tuples(*[st.integers(1, 3)] * 2)) for _ in range(2))
     sides = draw(st.tuples(*[st.integers(1, 4)] * 2))
     pads = draw(st.tuples(*[st.integers(0, 4)] * 4))
-    group, inner, outer = (draw(st.integers(1, 3)) for _ in range(3))
+    group, outer = (draw(st.integers(1, 3)) for _ in range(2))
+    inner = draw(st.sampled_from([1, 2, 4, 5, 6]))
     least = [max(1, d * (k - 1) + 1 - b - a) for d, k, b, a in zip(dilations, sides, pads[:2], pads[2:], strict=True)]
     size = tuple(n + draw(st.integers(0, 4)) for n in least)
     return {
@@ -123,6 +128,46 @@ def convolutions(draw):
 @given(case=convolutions())
 def test_any_convolution(prove, case):
     prove_conv(prove, **case)
+
+
+@pytest.mark.parametrize(("stride", "channels"), [(1, FEW), (1, MANY), (2, FEW)])
+@pytest.mark.parametrize("group", [1, 2])
+def test_kernels_that_the_graph_computes(prove, stride, channels, group):
+    """Scaled by an input, one number a filter; the gradient is for the picture alone."""
+
+    def build(graph):
+        scaled = graph.add("Mul", "w", graph.add("Reshape", "scale", graph.ints(-1, 1, 1, 1)))
+        return graph.add("Conv", "x", scaled, graph.add("Neg", "shift"), strides=[stride] * 2, group=group)
+
+    prove(
+        build,
+        lambda x, scale, shift, w: F.conv2d(x, w * scale.reshape(-1, 1, 1, 1), -shift, stride=stride, groups=group),
+        {"x": (1, channels * group, "height", "width"), "scale": (4,), "shift": (4,), "w": kernel(4, channels, 3, 3)},
+        wrt=["x"],
+        sizes=[(5, 6), (3, 3), (8, 7)],
+        terms=36,
+    )
+
+
+@pytest.mark.parametrize(
+    ("channels", "group", "stride", "op"),
+    [
+        (4, 1, 1, "ConvTranspose"),
+        (5, 1, 1, "Conv"),
+        (8, 2, 1, "ConvTranspose"),
+        (10, 2, 1, "Conv"),
+        (3, 3, 2, "ConvTranspose"),
+        (64, 1, 2, "ConvTranspose"),
+    ],
+)
+def test_which_operator_turns_back_depends_on_stride_and_channels_of_a_group(channels, group, stride, op):
+    graph = Graph()
+    graph.input("x", (1, channels, 6, 6))
+    graph.weight("w", np.ones((6, channels // group, 3, 3), np.float32))
+    graph.add("Conv", "x", "w", name="y", group=group, strides=[stride] * 2)
+    graph.input("dy", (1, 6, *[(6 - 3) // stride + 1] * 2))
+    differentiate(graph, {"y": "dy"}, ["x"])
+    assert [node.op_type for node in graph.nodes[1:] if node.op_type.startswith("Conv")] == [op]
 
 
 def test_automatic_padding_is_refused_unless_it_is_none(prove):
@@ -142,13 +187,14 @@ def test_automatic_padding_is_refused_unless_it_is_none(prove):
         differentiate(graph, {"first": "dy"}, ["x"])
 
 
-@pytest.mark.parametrize("wrt", ["w", "b"])
+@pytest.mark.parametrize("wrt", ["w", "b", "scale"])
 def test_gradients_of_the_weights_are_refused(wrt):
     graph = Graph()
     graph.input("x", (1, 2, 5, 5))
     graph.input("w", (2, 2, 3, 3))
+    graph.input("scale", ())
     graph.input("b", (2,))
-    graph.add("Conv", "x", "w", "b", name="first")
+    graph.add("Conv", "x", graph.add("Mul", "w", "scale"), "b", name="first")
     graph.input("dy", (1, 2, 3, 3))
     with pytest.raises(GraphError, match=r"'first' \(Conv\): gradients with respect to weights"):
         differentiate(graph, {"first": "dy"}, [wrt])
@@ -197,12 +243,13 @@ def test_batch_normalization_is_for_inference_and_for_activations():
         differentiate(graph, {"plain": "dy"}, ["scale"])
 
 
-def test_the_file_holds_each_kernel_once():
+@pytest.mark.parametrize("channels", [FEW, MANY])
+def test_the_file_holds_each_kernel_once(channels):
     graph = Graph()
-    graph.input("x", (1, 2, "height", "width"))
-    graph.weight("w", np.ones((64, 2, 3, 3), np.float32))
+    graph.input("x", (1, channels, "height", "width"))
+    graph.weight("w", np.ones((64, channels, 3, 3), np.float32))
     graph.add("Conv", "x", "w", name="y", pads=[1] * 4)
     graph.input("dy", (1, 64, "height", "width"))
     graph.outputs = [differentiate(graph, {"y": "dy"}, ["x"])["x"]]
     graph.prune()
-    assert sum(value.size for value in graph.constants.values() if value.dtype == np.float32) == 64 * 2 * 9
+    assert sum(value.size for value in graph.constants.values() if value.dtype == np.float32) == 64 * channels * 9

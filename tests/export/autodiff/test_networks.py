@@ -5,6 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from impasto.export.autodiff import differentiate
+from impasto.export.graph import Graph
+
 PICTURE = (1, 3, "height", "width")
 
 
@@ -118,6 +121,72 @@ def test_a_perceptual_objective(prove, pooling):
         )
 
     prove(build, reference, {"x": PICTURE, **VGG}, sizes=[(8, 10), (7, 5), (2, 3)], terms=300)
+
+
+# --- A pyramid of filter banks: reflections that a filter and the halving of the picture share -----------------------
+
+ROW = np.array([1, 4, 6, 4, 1]) / 16
+BINOMIAL = np.broadcast_to(np.outer(ROW, ROW), (3, 1, 5, 5)).copy()
+BANKS = weights(5, fine=(7, 3, 5, 5), coarse=(6, 3, 5, 5)) | {"half": BINOMIAL}
+AROUND = (0, 0, 2, 2, 0, 0, 2, 2)
+
+
+def halved(x, half):
+    return F.conv2d(F.pad(x, (2,) * 4, mode="reflect"), half, stride=2, groups=3)
+
+
+def test_a_pyramid_of_filter_banks(prove):
+    def build(graph):
+        around = graph.add("Pad", "x", graph.ints(*AROUND), mode="reflect")
+        banks = []
+        for name, scale in (("fine", "s"), ("coarse", "t")):
+            kernels = graph.add("Mul", name, graph.add("Reshape", scale, graph.ints(-1, 1, 1, 1)))
+            banks.append(graph.add("Tanh", graph.add("Conv", around, kernels)))
+            half = graph.add("Conv", around, "half", strides=[2, 2], group=3)
+            around = graph.add("Pad", half, graph.ints(*AROUND), mode="reflect")
+        return graph.add("Add", *(graph.add("ReduceSum", graph.add("ReduceSumSquare", b), keepdims=0) for b in banks))
+
+    def reference(x, s, t, fine, coarse, half):
+        total = 0
+        for kernels, scale in ((fine, s), (coarse, t)):
+            around = F.pad(x, (2,) * 4, mode="reflect")
+            total = total + F.conv2d(around, kernels * scale.reshape(-1, 1, 1, 1)).tanh().square().sum()
+            x = halved(x, half)
+        return total
+
+    inputs = {"x": PICTURE, "s": (7,), "t": (6,), **BANKS}
+    # The least sides leave three positions to the coarse level, which reflecting by two needs.
+    prove(build, reference, inputs, wrt=["x"], sizes=[(5, 5), (6, 5), (5, 8), (7, 7), (11, 9)], terms=600)
+
+
+@pytest.mark.parametrize("sides", [("height", "width"), None], ids=["dynamic", "fixed"])
+@pytest.mark.parametrize("levels", [1, 2])
+def test_the_gradient_of_a_halving_is_its_adjoint(evaluate, on_onnxruntime, sides, levels):
+    """⟨A·x, y⟩ = ⟨x, Aᵀ·y⟩ for all x and y, which says nothing of A but everything of Aᵀ."""
+    least = {1: 3, 2: 5}[levels]
+    rng = np.random.default_rng(6)
+    for size in [(n, m) for n in range(least, 9) for m in range(least, 9)]:
+        found = {}
+        for dtype, run in ((np.float64, evaluate), (np.float32, on_onnxruntime)):
+            graph = Graph()
+            top = graph.input("x", (1, 3, *(sides or size)), dtype)
+            graph.weight("half", BINOMIAL.astype(dtype))
+            for _ in range(levels):
+                top = graph.add("Pad", top, graph.ints(*AROUND), mode="reflect")
+                top = graph.add("Conv", top, "half", strides=[2, 2], group=3)
+            grid = tuple(-(-side // 2**levels) for side in size)
+            graph.input("y", (1, 3, *(grid if sides is None else ("h", "w"))), dtype)
+            graph.outputs = [top, differentiate(graph, {top: "y"}, ["x"])["x"]]
+            x, y = (rng.standard_normal((1, 3, *shape)).astype(dtype) for shape in (size, grid))
+            forward, back = run(graph, {"x": x, "y": y})
+            assert (forward.shape, back.shape) == (y.shape, x.shape)
+            left, right = ((a * b.astype(np.float64)).sum() for a, b in ((forward, y), (x, back)))
+            # Sums of 25 products a level and way, each off by 25 roundings of its size at most; the matrix of such a
+            # filter has rows that sum to 1 and columns to 4 at most, where reflections pile up, and so a norm of 2.
+            scale = np.linalg.norm(x) * np.linalg.norm(y) * 2**levels
+            found[dtype] = abs(left - right) / scale
+        assert found[np.float64] <= 25 * levels * np.finfo(np.float64).eps
+        assert found[np.float32] <= 25 * levels * np.finfo(np.float32).eps
 
 
 def test_a_constant_picture(prove):

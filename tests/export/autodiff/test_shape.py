@@ -253,6 +253,20 @@ def test_pad(prove, mode, amounts):
     )
 
 
+@pytest.mark.parametrize("before", [1, 2, 3])
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_reflections_from_both_sides_may_overlap(prove, before, after):
+    """Down to the smallest sides, one more than is added: there every element but one is on both rims."""
+    least = max(before, after) + 1
+    prove(
+        lambda g: g.add("Pad", "x", g.ints(0, 0, before, after, 0, 0, after, before), mode="reflect"),
+        lambda x: torch_pad(x, (before, after, after, before), "reflect"),
+        {"x": IMAGE},
+        sizes=[(side, max(3, least)) for side in range(max(3, least), 9)] + [(least, least)],
+        terms=16,
+    )
+
+
 @pytest.mark.parametrize("mode", ["constant", "edge", "reflect"])
 def test_pad_of_named_axes(prove, mode):
     prove(

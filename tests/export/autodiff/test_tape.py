@@ -126,39 +126,42 @@ def test_seeds_on_any_tensors(evaluate, values, seeds):
     tensors = {"x": x, "z": z, "a": torch.exp(x), "d": torch.exp(z)}
     tensors["b"] = tensors["a"] * x
     tensors["c"] = torch.tanh(tensors["b"])
-    total = sum((tensors[name] * torch.from_numpy(values[f"d{name}"])).sum() for name in seeds)
-    want = torch.autograd.grad(total, [tensors[name] for name in "xabz"], allow_unused=True)
+    loss = sum((tensors[name] * torch.from_numpy(values[f"d{name}"])).sum() for name in seeds)
+    want = torch.autograd.grad(loss, [tensors[name] for name in "xabz"], allow_unused=True)
     for name, computed, truth in zip("xabz", have, want, strict=True):
         # Products of a few numbers of magnitude 1, in float64 on both sides.
         assert np.allclose(computed, np.zeros((2, 5)) if truth is None else truth, rtol=1e-13, atol=1e-13), name
 
 
+def total(graph, x, *axes):
+    return graph.add("ReduceSum", x, graph.ints(*axes))
+
+
+def doubled(graph):
+    return total(graph, graph.add("Add", "x", "x"), 0, 1, 2, 3)
+
+
 # What reaches x: cotangents of sums, which are expanded to its shape, alone or beside one that has that shape already.
 SUMS = {
     "a sum beside a square": (
-        lambda g, rows, columns: g.add("Mul", rows, g.add("ReduceSum", g.add("Mul", "x", "x"), g.ints(3))),
+        lambda g: g.add("Mul", total(g, "x", 3), total(g, g.add("Mul", "x", "x"), 3)),
         lambda x: x.sum(3, keepdim=True) * (x * x).sum(3, keepdim=True),
     ),
     "a sum of sums beside a product": (
-        lambda g, rows, columns: g.add("Mul", "x", g.add("ReduceSum", rows, g.ints(2))),
+        lambda g: g.add("Mul", "x", total(g, total(g, "x", 3), 2)),
         lambda x: x * x.sum((2, 3), keepdim=True),
     ),
     "sums along two axes": (
-        lambda g, rows, columns: g.add("Mul", rows, columns),
+        lambda g: g.add("Mul", total(g, "x", 3), total(g, "x", 2)),
         lambda x: x.sum(3, keepdim=True) * x.sum(2, keepdim=True),
     ),
-    "one sum twice": (
-        lambda g, rows, columns: g.add("ReduceSum", g.add("Add", "x", "x"), keepdims=0),
-        lambda x: 2 * x.sum(),
-    ),
+    "one sum twice": (doubled, lambda x: 2 * x.sum((0, 1, 2, 3), keepdim=True)),
     "one sum twice and another": (
-        lambda g, rows, columns: g.add("Mul", rows, g.add("ReduceSum", g.add("Add", "x", "x"), keepdims=0)),
+        lambda g: g.add("Mul", total(g, "x", 3), doubled(g)),
         lambda x: x.sum(3, keepdim=True) * 2 * x.sum(),
     ),
-    "one sum twice, another and a square": (
-        lambda g, rows, columns: g.add(
-            "Mul", g.add("Sum", rows, columns, "x"), g.add("ReduceSum", g.add("Add", "x", "x"), keepdims=0)
-        ),
+    "one sum twice, others and what is summed itself": (
+        lambda g: g.add("Mul", g.add("Sum", total(g, "x", 3), total(g, "x", 2), "x"), doubled(g)),
         lambda x: (x.sum(3, keepdim=True) + x.sum(2, keepdim=True) + x) * 2 * x.sum(),
     ),
 }
@@ -166,20 +169,14 @@ SUMS = {
 
 @pytest.mark.parametrize("case", SUMS)
 def test_cotangents_of_sums_are_added_up(prove, case):
-    build, reference = SUMS[case]
-
-    def with_sums(graph):
-        return build(graph, *(graph.add("ReduceSum", "x", graph.ints(axis)) for axis in (3, 2)))
-
-    prove(with_sums, reference, {"x": PICTURE}, sizes=[(3, 4), (1, 1), (5, 2)], terms=80)
+    prove(*SUMS[case], {"x": PICTURE}, sizes=[(3, 4), (1, 1), (5, 2)], terms=80)
 
 
 @pytest.mark.parametrize("sides", [("height", "width"), (3, 4)])
 def test_expansions_beside_a_full_cotangent_are_left_to_broadcasting(sides):
     graph = Graph()
     graph.input("x", (1, 2, *sides))
-    total = graph.add("ReduceSum", graph.add("ReduceSum", "x", graph.ints(3)), graph.ints(2))
-    graph.add("Mul", graph.add("Mul", "x", "x"), total, name="y")
+    graph.add("Mul", graph.add("Mul", "x", "x"), total(graph, total(graph, "x", 3), 2), name="y")
     graph.input("dy", (1, 2, *sides))
     graph.outputs = [differentiate(graph, {"y": "dy"}, ["x"])["x"]]
     graph.prune()

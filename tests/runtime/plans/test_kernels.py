@@ -49,8 +49,45 @@ def test_style(shape):
     assert_close(kernels.style(features, target, 0.3), by_autograd(term, features), 3e-6)
 
 
+@pytest.mark.parametrize("weights", [(0.3, 0.7), (0.3, 0.0), (0.0, 0.7)], ids=["both", "covariance", "mean"])
+@pytest.mark.parametrize("shape", [(1, 5, 1, 3), (1, 16, 9, 7), (1, 7, 40, 50)])
+def test_covariance(shape, weights):
+    # A mean of about a standard deviation, as a ReLU's output has.
+    features, others = random(7, *shape) + 30, random(8, 1, shape[1], 3, 2) + 20
+    target = np.cov(others[0].reshape(shape[1], -1), bias=True).astype(np.float32).reshape(shape[1], shape[1])
+    mean_target = others.mean(axis=(0, 2, 3))[:, None]
+    kept = features.copy(), target.copy(), mean_target.copy()
+
+    def term(f):
+        flat = f[0].flatten(1)
+        mean = flat.mean(dim=1, keepdim=True)
+        covariance = (flat - mean) @ (flat - mean).T / flat.shape[1]
+        spread = (covariance - torch.from_numpy(target).double()).square().sum()
+        return weights[0] * spread + weights[1] * (mean - torch.from_numpy(mean_target).double()).square().sum()
+
+    found = kernels.covariance(features, target, weights[0], mean_target, weights[1])
+    # As above; subtracting the square of the mean doubles what a rounding is relative to.
+    assert_close(found, by_autograd(term, features), 6e-6)
+    for array, before in zip((features, target, mean_target), kept, strict=True):
+        np.testing.assert_array_equal(array, before)
+
+
+def test_a_single_position_has_a_mean_and_no_covariance_that_could_change():
+    features, mean_target = random(9, 1, 5, 1, 1) + 30, random(10, 5, 1)
+    target = np.eye(5, dtype=np.float32)
+    loss, cotangent = kernels.covariance(features, target, 0.3, mean_target, 0.7)
+    level = features.astype(np.float64).reshape(5, 1) - mean_target
+    # G - μμᵀ is exactly zero; what the spread says to the one position and takes back is rounded on either way.
+    assert loss == pytest.approx(0.3 * 5 + 0.7 * np.square(level).sum(), rel=1e-6)
+    np.testing.assert_allclose(cotangent.reshape(5, 1), 2 * 0.7 * level, rtol=1e-6, atol=4 * 0.3 * 100 * 2e-7)
+
+
 def test_a_target_that_is_met_costs_nothing():
     features = random(5, 1, 6, 4, 5)
+    mean = features.mean(axis=(2, 3), dtype=np.float64).astype(np.float32).reshape(6, 1)
+    loss, cotangent = kernels.covariance(features, kernels.gram(features) - mean @ mean.T, 1.0, mean, 1.0)
+    assert loss == 0
+    assert not cotangent.any()
     loss, cotangent = kernels.content(features, features.copy(), 1.0)
     assert loss == 0
     assert not cotangent.any()
