@@ -101,11 +101,12 @@ def pixel_space(name: str) -> PixelSpace:
 
 
 def smallest_deviation(space: PixelSpace) -> float:
-    """Return the least standard deviation that a filter's response is divided by: an eighth of a grey level.
+    """Return the least standard deviation that a filter's response is divided by: a grey level.
 
-    Anything below is not in an 8-bit picture; it is what a picture of one colour leaves after rounding.
+    A response that varies less over a whole picture is the rounding of its 8 bits, or, for a picture of one colour,
+    that of the arithmetic.
     """
-    return space.scale / max(space.std) / 255 / 8
+    return space.scale / max(space.std) / 255
 
 
 def _column(values: Triple) -> NDArray[np.float64]:

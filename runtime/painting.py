@@ -14,6 +14,7 @@ from impasto.models.weights import Weights
 from impasto.runtime.backends.protocol import Backend, Plan
 from impasto.runtime.images import Picture, Sizing, resize, to_uint8
 from impasto.runtime.loop import Best, Step, clock, descend
+from impasto.runtime.margin import surrounded, trimmed
 from impasto.runtime.presets import AnySolver, Preset, Stage
 from impasto.runtime.problem import Evaluator, FloatArray, Problem
 from impasto.runtime.result import Result, Stop, TracePoint, peak_memory, sums
@@ -59,6 +60,11 @@ class Job:
         """The objective of a stage: that of the preset for the stage's sizes."""
         return self.preset.objective_at(self.weights, *(size[::-1] for size in self.sizes(stage)))
 
+    def margin(self, stage: Stage | None) -> int:
+        """The margin of a stage in pixels, no wider than the picture can be reflected."""
+        share = 1.0 if stage is None else stage.scale
+        return min(round(self.preset.margin * share), min(self.sizes(stage)[0]) - 1)
+
     def _is_large_enough(self, stage: Stage) -> bool:
         need = max(self.weights.backbone.smallest(tap) for tap in self.objective(stage).taps)
         return min(min(side) for side in self.sizes(stage)) >= need
@@ -78,6 +84,7 @@ class Painting:
         self._loop_seconds: Callable[[], float] | None = None
         self._trace: list[TracePoint] = []
         self._best: Best | None = None
+        self._margin = 0
         self._objective = job.objective(None)
         self._losses: dict[str, float] = {}
         self._stop: Stop = "stopped"
@@ -102,7 +109,7 @@ class Painting:
         if self._best is None or not self._losses:
             raise Interrupted("stopped before the first evaluation: there is no picture yet")
         job, preset = self._job, self._job.preset
-        picture = resize(decoded(preset.objective, self._best.image), job.size)
+        picture = resize(self._picture(self._best, self._margin), job.size)
         alpha = job.content.alpha
         return Result(
             image=picture,
@@ -130,24 +137,26 @@ class Painting:
         self._stop = "done"
 
     def _prepare(self, stage: Stage | None) -> tuple[Evaluator, Best, float, float]:
-        """Return a stage's evaluator, its start as the best so far, the objective's unit, and the scale of losses.
+        """Return a stage's evaluator, its start, the objective's unit, and the scale of losses.
 
         A method of its own, so that pictures which only the targets need are gone while the stage is painted.
         """
         job, preset = self._job, self._job.preset
         size, style_size = job.sizes(stage)
-        content, style = resize(job.content.rgb, size), resize(job.style.rgb, style_size)
+        style = resize(job.style.rgb, style_size)
+        content = surrounded(resize(job.content.rgb, size), job.margin(stage))
         objective = job.objective(stage)
         targets = measure_targets(self._backend, job.weights, objective, content, style)
-        start = self._start(content, style)
+        start = self._start(content, style, size, job.margin(stage))
         unit = _unit(objective, preset.solver)
-        problem = Problem(objective.scaled(1 / unit), job.weights, targets, (size[1], size[0]))
+        problem = Problem(objective.scaled(1 / unit), job.weights, targets, (content.shape[0], content.shape[1]))
         return self._backend.prepare(problem, job.plan), Best(start), unit, problem.scale()
 
     def _paint(self, stage: Stage | None) -> Generator[Step, None, None]:
         preset = self._job.preset
         size, _ = self._job.sizes(stage)
         evaluator, best, unit, scale = self._prepare(stage)
+        margin = self._margin = self._job.margin(stage)
         self._best = best
         if self._loop_seconds is None:
             self._loop_seconds = clock()
@@ -156,7 +165,7 @@ class Painting:
         solver = _staged(preset.solver, stage)
 
         def preview() -> NDArray[np.uint8]:
-            return to_uint8(decoded(preset.objective, best.image))
+            return to_uint8(self._picture(best, margin))
 
         for seen in descend(evaluator, solver, best, scale=scale, max_evaluations=preset.evaluations):
             terms = _times(seen.losses.terms, unit)
@@ -175,22 +184,26 @@ class Painting:
             self._trace.append(TracePoint(step.iteration, step.evaluation, step.seconds, step.loss))
             yield step
 
-    def _start(self, content: FloatArray, style: FloatArray) -> FloatArray:
+    def _picture(self, best: Best, margin: int) -> FloatArray:
+        """Return the best picture of a stage without its margin."""
+        return trimmed(decoded(self._job.preset.objective, best.image), margin)
+
+    def _start(self, content: FloatArray, style: FloatArray, size: tuple[int, int], margin: int) -> FloatArray:
+        """Return what a stage starts as; ``content`` has its margin already."""
         job, preset = self._job, self._job.preset
-        objective, size = preset.objective, (content.shape[1], content.shape[0])
         if self._best is not None:
-            return encoded(objective, resize(decoded(objective, self._best.image), size))
-        if job.start is not None:
-            return encoded(objective, resize(job.start.rgb, size))
-        match preset.init:
-            case "content":
-                return encoded(objective, content)
-            case "style":
-                return encoded(objective, resize(style, size))
-            case "noise":
-                # RandomState's stream is frozen: the same seed starts from the same noise everywhere.
-                noise = np.random.RandomState(job.seed).standard_normal((1, 3, size[1], size[0]))
-                return (noise * preset.noise).astype(np.float32)
+            picture = self._picture(self._best, self._margin)
+        elif job.start is not None:
+            picture = job.start.rgb
+        elif preset.init == "noise":
+            # RandomState's stream is frozen: the same seed starts from the same noise everywhere.
+            noise = np.random.RandomState(job.seed).standard_normal((1, 3, *content.shape[:2]))
+            return (noise * preset.noise).astype(np.float32)
+        elif preset.init == "style":
+            picture = style
+        else:
+            return encoded(preset.objective, content)
+        return encoded(preset.objective, surrounded(resize(picture, size), margin))
 
 
 def style_size(preset: Preset, style: Picture, size: tuple[int, int], sizing: Sizing) -> tuple[int, int]:

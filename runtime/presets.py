@@ -54,6 +54,8 @@ class Preset:
     - ``weights``: the name of the weights to take where the user names none.
     - ``smallest_grid``: at each size, leave out taps whose grid of positions in the content or the style picture has a
       side below this, but never the finest; 0 leaves out none, and a picture too small for a tap is an error.
+    - ``margin``: pixels of reflected content to paint around the picture, and to cut off at the end
+      (`impasto.runtime.margin`); in proportion less at smaller stages.
 
     Raises `UsageError` for settings that cannot work.
     """
@@ -71,6 +73,7 @@ class Preset:
     adapt: bool = False
     weights: str = "vgg19"
     smallest_grid: int = 0
+    margin: int = 0
 
     def __post_init__(self) -> None:
         if self.style_fit not in STYLE_FITS:
@@ -87,6 +90,8 @@ class Preset:
             raise UsageError(f"evaluations is {self.evaluations}: give at least 1")
         if self.smallest_grid < 0:
             raise UsageError(f"smallest_grid is {self.smallest_grid}: give 0 or more positions")
+        if self.margin < 0:
+            raise UsageError(f"margin is {self.margin}: give 0 or more pixels")
 
     def for_weights(self, weights: Weights) -> Preset:
         """Return the preset with canonical tap names, adapted to what the weights reach where ``adapt`` allows it.

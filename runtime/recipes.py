@@ -52,6 +52,7 @@ FILTERBANK = Preset(
     stages=(Stage(1 / 4, 60), Stage(1 / 2, 60), Stage(1.0, 120)),
     weights="filterbank",
     smallest_grid=8,
+    margin=4,
 )
 
 GATYS = Preset(

@@ -76,7 +76,8 @@ def verify_bundle(folder: str | Path, sizes: Sequence[tuple[int, int]] | None = 
         weights = _weights(folder, manifest)
         objective = manifest.objective.canonical(weights)
         least = max(weights.backbone.smallest(tap) for tap in objective.taps)
-        sizes = sizes or [(max(height, least), max(width, least + 2)) for height, width in SIZES]
+        more = max(0, least - min(map(min, SIZES)))
+        sizes = sizes or [(height + more, width + more) for height, width in SIZES]
         for size in sizes:
             check_size(weights, objective.taps, size)
         sessions = {graph.file: _Session(folder, graph) for graph in manifest.graphs}

@@ -4,7 +4,7 @@ import torch
 
 from impasto.errors import ImageError, UnknownNameError
 from impasto.models.backbones import BACKBONES, backbone
-from impasto.models.filterbank import FILTERS, LEVELS
+from impasto.models.filterbank import GRAINS, LEVELS, STROKES
 from impasto.models.layers import IMAGE
 from impasto.models.random_weights import filterbank_weights, random_weights
 from impasto.models.reference import Reference
@@ -61,11 +61,12 @@ def test_channels_and_stride_of_every_tap(name):
 
 def test_channels_and_stride_of_the_filter_banks_taps():
     net = backbone("filterbank")
-    kinds = {"level": 3, "response": FILTERS, "bank": FILTERS}
+    widths = [strokes + grains for strokes, grains in zip(STROKES, GRAINS, strict=True)]
+    widths += [GRAINS[-1]] * (LEVELS - len(widths))
     expected = {
-        f"{kind}{level}": (channels, 2**level)
-        for level in range(LEVELS)
-        for kind, channels in kinds.items()
+        f"{kind}{level}": (3 if kind == "level" else width, 2**level)
+        for level, width in enumerate(widths)
+        for kind in ("level", "response", "bank")
         if (kind, level) != ("level", 0)  # the picture itself
     }
     assert {tap: (net.channels(tap), net.stride(tap)) for tap in net.taps} == expected
@@ -155,9 +156,10 @@ def test_the_smallest_picture_of_every_tap_is_just_large_enough(drawn, monkeypat
 def test_smallest_in_numbers():
     for tap, n in (("relu1_2", 1), ("pool1", 2), ("relu4_2", 8), ("pool5", 32)):
         assert backbone("vgg19").smallest(tap) == n
-    # A reflection by two needs three positions, from which each level before it takes twice less one.
-    for tap, n in (("bank0", 3), ("level1", 3), ("bank1", 5), ("level2", 5), ("bank2", 9), ("bank9", 1025)):
-        assert backbone("filterbank").smallest(tap) == n
+    # A reflection by two (levels, and filters of 5×5) needs three positions, one by three (filters of 7×7) four; each
+    # level before takes twice as many less one.
+    sides = {"bank0": 4, "level1": 3, "bank1": 7, "level2": 5, "bank2": 13, "level3": 9, "bank3": 17, "bank9": 1025}
+    assert {tap: backbone("filterbank").smallest(tap) for tap in sides} == sides
 
 
 def test_unknown_backbone_lists_near_names():

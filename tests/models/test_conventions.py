@@ -84,11 +84,11 @@ def test_out_of_range_colours_are_not_clipped():
 
 
 @pytest.mark.parametrize("space", PIXEL_SPACES.values(), ids=lambda s: s.name)
-def test_an_eighth_of_a_grey_level_is_nowhere_less_than_the_smallest_deviation(space):
+def test_a_grey_level_is_nowhere_less_than_the_smallest_deviation(space):
     low, high = space.bounds()
-    eighths = (np.asarray(high) - np.asarray(low)) / 255 / 8
+    levels = (np.asarray(high) - np.asarray(low)) / 255
     # Exactly so in the channel where a level takes least; a difference and a few divisions round.
-    assert smallest_deviation(space) == pytest.approx(eighths.min(), rel=1e-14)
+    assert smallest_deviation(space) == pytest.approx(levels.min(), rel=1e-14)
 
 
 def test_unknown_space():

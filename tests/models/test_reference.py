@@ -14,8 +14,10 @@ from impasto.models.random_weights import filterbank_weights, random_weights
 from impasto.models.reference import Reference
 
 EPS = np.finfo(np.float64).eps
-SMALLEST = 1 / 255 / 8
+SMALLEST = 1 / 255
 """The standard deviation below which the filter bank divides by no less."""
+SIDES = [BACKBONES["filterbank"].smallest(f"bank{level}") for level in range(3)]
+"""Of the smallest picture that reaches each of the filter bank's finest levels."""
 
 
 def sequential(weights, pooling, dtype):
@@ -152,7 +154,7 @@ def test_values_are_let_go_of_when_no_later_layer_needs_them(bank, monkeypatch):
         monkeypatch.setattr(functional, name, watched(getattr(functional, name)))
     weights = filterbank_weights(1) if bank else random_weights("vgg19", 16, last_conv="conv3_1")
     reference = Reference(weights, ["bank0", "bank1", "bank2"] if bank else ["relu3_1"])
-    x = torch.rand(1, 3, 16, 16)
+    x = torch.rand(1, 3, SIDES[2] + 3, SIDES[2] + 3)
     found = reference(x, reference.calibrate(x))
     # Of what is neither a tap nor the picture, a chain needs one value at a time, and a pyramid the level besides.
     assert most <= 1 if not bank else most <= len(found) + 2
@@ -186,10 +188,15 @@ def test_refusals():
             reference(x)
 
 
+def beyond(side, *margins):
+    """Height and width of a picture as much larger than a square as the margins say."""
+    return tuple(side + margin for margin in margins)
+
+
 def unit_noise(seed, height, width):
     """A picture of the filter bank's convention; every seed and channel has contrast and brightness of its own."""
     stream = np.random.default_rng(seed)
-    colours, contrasts = stream.uniform(0.2, 0.8, (3, 1, 1)), stream.uniform(0.1, 0.4, (3, 1, 1))
+    colours, contrasts = stream.uniform(0.3, 0.7, (3, 1, 1)), stream.uniform(0.3, 0.6, (3, 1, 1))
     return torch.from_numpy((colours + contrasts * stream.uniform(-0.5, 0.5, (3, height, width)))[None])
 
 
@@ -241,10 +248,11 @@ def test_levels_are_sums_of_the_binomial_filter(size):
         np.testing.assert_allclose(found[tap][0], expected, rtol=0, atol=2 * 25 * EPS)
 
 
-@pytest.mark.parametrize(("size", "style_size"), [((5, 5), (6, 5)), ((6, 11), (9, 7)), ((13, 8), (5, 5))])
-def test_calibrated_responses_and_banks_are_those_of_numpy(size, style_size):
+@pytest.mark.parametrize(("margins", "style_margins"), [((0, 0), (1, 0)), ((1, 6), (4, 2)), ((8, 3), (0, 0))])
+def test_calibrated_responses_and_banks_are_those_of_numpy(margins, style_margins):
     weights = filterbank_weights(2)
-    picture, style = unit_noise(3, *size), unit_noise(4, *style_size)
+    picture = unit_noise(3, *beyond(SIDES[1], *margins))
+    style = unit_noise(4, *beyond(SIDES[1], *style_margins))
     reference = Reference(weights, ["response0", "bank0", "response1", "bank1"], dtype=torch.float64)
     found = reference(picture, reference.calibrate(style))
     assert list(found) == ["response0", "bank0", "response1", "bank1"]
@@ -263,12 +271,12 @@ def test_calibrated_responses_and_banks_are_those_of_numpy(size, style_size):
         np.testing.assert_allclose(found[f"bank{level}"][0], np.maximum(expected, 0), rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("size", [(9, 9), (17, 10), (20, 31)])
-def test_responses_over_the_calibration_picture_have_unit_deviation_and_the_mean_minus_offset(size):
+@pytest.mark.parametrize("margins", [(0, 0), (8, 1), (11, 22)])
+def test_responses_over_the_calibration_picture_have_unit_deviation_and_the_mean_minus_offset(margins):
     weights = filterbank_weights(5)
     taps = [f"response{level}" for level in range(3)]
     reference = Reference(weights, taps, dtype=torch.float64)
-    style = unit_noise(6, *size)
+    style = unit_noise(6, *beyond(SIDES[2], *margins))
     calibration = reference.calibrate(style)
     for tap, found in reference(style, calibration).items():
         scale = calibration[f"{tap}.scale"].max().item()
@@ -284,7 +292,11 @@ def test_a_common_factor_and_an_offset_of_each_channel_change_no_tap(factor):
     weights = filterbank_weights(7)
     taps = [f"{kind}{level}" for level in range(3) for kind in ("response", "bank")]
     reference = Reference(weights, taps, dtype=torch.float64)
-    picture, style = unit_noise(8, 11, 18), unit_noise(9, 17, 13)
+    # Of so much contrast that a quarter of it, halved twice, still deviates by more than the smallest deviation.
+    most = 8
+    picture, style = (
+        most * unit_noise(seed, *beyond(SIDES[2], *margins)) for seed, margins in ((8, (2, 9)), (9, (8, 4)))
+    )
     offsets = torch.tensor([-3.0, 0.5, 40.0], dtype=torch.float64).reshape(1, 3, 1, 1)
     calibration, changed = reference.calibrate(style), reference.calibrate(factor * style + offsets)
     expected = reference(picture, calibration)
@@ -294,7 +306,7 @@ def test_a_common_factor_and_an_offset_of_each_channel_change_no_tap(factor):
     for tap in taps:
         scale = f"{tap.replace('bank', 'response')}.scale"
         assert changed[scale].max() < 1 / SMALLEST
-        atol = rounding(weights, factor + 40, changed[scale].max().item())
+        atol = rounding(weights, factor * most + 40, changed[scale].max().item())
         np.testing.assert_allclose(found[tap], expected[tap], rtol=0, atol=atol)
         assert (lopsided[tap] - expected[tap]).abs().max() > 0.1
 
@@ -303,11 +315,12 @@ def test_a_common_factor_and_an_offset_of_each_channel_change_no_tap(factor):
 def test_calibration_by_a_picture_of_one_colour_divides_by_the_smallest_deviation(colour):
     weights = filterbank_weights(10)
     taps = ["response0", "bank0", "response1", "bank1"]
-    flat = torch.tensor(colour, dtype=torch.float64).reshape(1, 3, 1, 1).expand(1, 3, 9, 7)
+    size = beyond(SIDES[1], 4, 2)
+    flat = torch.tensor(colour, dtype=torch.float64).reshape(1, 3, 1, 1).expand(1, 3, *size)
     for dtype in (torch.float32, torch.float64):
         reference = Reference(weights, taps, dtype=dtype)
         calibration = reference.calibrate(flat.to(dtype))
-        for picture in (flat, unit_noise(11, 9, 7)):
+        for picture in (flat, unit_noise(11, *size)):
             found = reference(picture.to(dtype), calibration)
             assert all(value.isfinite().all() for value in found.values())
         for level in range(2):
@@ -331,7 +344,7 @@ def test_banks_are_the_same_whatever_space_both_pictures_are_in(space):
         )
         return picture[:, list(to_unit.permutation)] * scale + offset
 
-    picture, style = unit_noise(13, 7, 10), unit_noise(14, 9, 6)
+    picture, style = unit_noise(13, *beyond(SIDES[1], 2, 5)), unit_noise(14, *beyond(SIDES[1], 4, 1))
     plain = Reference(weights, ["bank0", "bank1"], dtype=torch.float64)
     reference = Reference(weights, ["bank0", "bank1"], input_space=space, dtype=torch.float64)
     calibration = plain.calibrate(style)
@@ -344,7 +357,8 @@ def test_banks_are_the_same_whatever_space_both_pictures_are_in(space):
 
 def test_gradients_of_banks_agree_with_finite_differences():
     reference = Reference(filterbank_weights(15), ["bank0", "bank1", "level1"], input_space=CAFFE, dtype=torch.float64)
-    x, direction, style = noise(16, 7, 6).requires_grad_(), noise(17, 7, 6), noise(18, 8, 9)
+    size = beyond(SIDES[1], 2, 1)
+    x, direction, style = noise(16, *size).requires_grad_(), noise(17, *size), noise(18, *beyond(SIDES[1], 3, 4))
     calibration = reference.calibrate(style)
 
     def loss(y):
@@ -362,7 +376,7 @@ def test_gradients_of_banks_agree_with_finite_differences():
 def test_a_bank_holds_and_calibrates_no_finer_one():
     reference = Reference(filterbank_weights(), ["bank2", "level1"])
     assert {name for name, _ in reference.named_buffers()} == {"response2_weight", "response2_offset"}
-    x = torch.rand(1, 3, 9, 12, generator=torch.Generator().manual_seed(19))
+    x = torch.rand(1, 3, *beyond(SIDES[2], 0, 3), generator=torch.Generator().manual_seed(19))
     calibration = reference.calibrate(x)
     assert {name: tuple(value.shape) for name, value in calibration.items()} == {
         name: reference.backbone.layer("response2").tensors()["response2.offset"]
@@ -375,7 +389,7 @@ def test_a_bank_holds_and_calibrates_no_finer_one():
 
 def test_a_layer_without_calibration_is_named():
     weights = filterbank_weights()
-    x = torch.rand(1, 3, 9, 9, generator=torch.Generator().manual_seed(20))
+    x = torch.rand(1, 3, SIDES[2], SIDES[2], generator=torch.Generator().manual_seed(20))
     reference = Reference(weights, ["bank0", "bank1"])
     other = Reference(weights, ["bank0", "bank2"]).calibrate(x)
     half = {name: value for name, value in reference.calibrate(x).items() if name != "response1.threshold"}
@@ -390,7 +404,7 @@ def test_a_layer_without_calibration_is_named():
 
 def test_a_picture_too_small_is_refused_for_the_coarsest_level_in_calibration_too():
     reference = Reference(filterbank_weights(), ["bank0", "level1", "bank2"])
-    x = torch.zeros(1, 3, 8, 30)
+    n = SIDES[2]
     for run in (reference, reference.calibrate):
-        with pytest.raises(ImageError, match=r"30×8 .* too small for tap 'bank2': it needs at least 9×9"):
-            run(x)
+        with pytest.raises(ImageError, match=f"30×{n - 1} .* too small for tap 'bank2': it needs at least {n}×{n}"):
+            run(torch.zeros(1, 3, n - 1, 30))

@@ -11,6 +11,7 @@ import torch
 
 from impasto.errors import ImageError, UnknownNameError, UsageError
 from impasto.export.objective import Objective
+from impasto.models.conventions import UNIT, smallest_deviation
 from impasto.models.random_weights import filterbank_weights
 from impasto.models.weights import Weights
 from impasto.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -328,13 +329,13 @@ def test_calibrated_responses_have_the_deviation_and_the_level_that_filters_prom
 
 
 def test_a_picture_of_one_colour_calibrates_without_a_division_by_zero(executor, bank):
-    """What deviates by less than an eighth of a grey level is taken to deviate by that."""
+    """What deviates by less than a picture of 8 bits can say is taken to deviate by that."""
     image = encoded(BANK, np.full((22, 31, 3), 0.3, np.float32))
     for name, value in executor.backend.calibrate(bank, BANK, image).items():
         assert np.isfinite(value).all()
         if name.endswith("scale"):
             # The reciprocal of a number that is rounded to float32, rounded again.
-            np.testing.assert_allclose(value, 255 * 8, rtol=2e-7)
+            np.testing.assert_allclose(value, 1 / smallest_deviation(UNIT), rtol=2e-7)
 
 
 def test_there_is_nothing_to_calibrate_without_filters(executor, shallow, picture):

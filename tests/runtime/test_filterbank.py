@@ -156,15 +156,13 @@ COLOURED = [("blue", "picture"), ("black", "picture"), ("picture", "blue"), ("pi
 
 @pytest.mark.parametrize(("content", "style"), [*COLOURED, ("grey", "blue")])
 def test_pictures_of_one_colour_have_finite_losses_and_pictures(stylizer, picture, content, style):
-    """A covariance of nothing is relative to rounding, and says little; where there is a picture, it is approached."""
     pictures = (FLAT.get(name, picture(seed, 20, 26)) for seed, name in enumerate((content, style)))
     result = stylizer.stylize(*pictures, size=26)
     assert result.stop == "done"
     assert np.isfinite(result.image).all()
     assert np.isfinite(list(result.terms.values())).all()
     assert np.isfinite(result.trace[0].loss)
-    if "picture" in (content, style):
-        assert result.loss["total"] < result.trace[0].loss
+    assert result.loss["total"] < 0.9 * result.trace[0].loss
 
 
 @pytest.mark.parametrize("name", ["noise", "grey", "blue"])

@@ -17,6 +17,7 @@ from impasto.export.bundle import DATA, export_bundle
 from impasto.export.manifest import MANIFEST
 from impasto.export.objective import Objective
 from impasto.models.weights import Weights
+from impasto.runtime.recipes import FILTERBANK
 from impasto.runtime.verify import Check, verify_bundle
 
 torch = pytest.importorskip("torch")
@@ -170,6 +171,146 @@ def test_weights_that_differ_from_the_graphs_are_found(damaged: Path) -> None:
     data[bias["offset"] : bias["offset"] + 4] = np.float32(3).tobytes()
     _rewrite(damaged, DATA, bytes(data))
     assert "tap relu1_1" in _failed(damaged)
+
+
+# --- Filters ---------------------------------------------------------------------------------------------------------
+
+# Both statistics, a level without a content term, and a tap before its ReLU.
+FILTERS = Objective(
+    content={"bank0": 1.0},
+    style={"bank0": 2.0, "response1": 0.5, "bank2": 1.0},
+    statistics={"bank0": "covariance", "bank2": "covariance"},
+    content_norm="relative",
+    gram_norm="positions",
+    style_norm="relative",
+    pixels="unit",
+    convention="unit",
+)
+FILTER_SIZE = ((21, 26),)
+
+
+@pytest.fixture(scope="module")
+def filters(bank: Weights, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("verify") / "filters"
+    export_bundle(folder, bank, FILTERS, slices=True)
+    return folder
+
+
+@pytest.fixture
+def damaged_filters(filters: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(filters, tmp_path / "filters"))
+
+
+def _failed_filters(folder: Path) -> set[str]:
+    return {check.name.removeprefix("26x21 ") for check in verify_bundle(folder, FILTER_SIZE) if not check.passed}
+
+
+def test_bundles_of_filters_pass(filters: Path, bank: Weights, tmp_path: Path) -> None:
+    """The preset's own objective, too, and in a pixel space that is not the weights'."""
+    own = FILTERBANK.objective_at(bank, *FILTER_SIZE)
+    elsewhere = replace(FILTERS, pixels="caffe", convention="caffe")
+    for name, objective in (("own", own), ("elsewhere", elsewhere)):
+        export_bundle(tmp_path / name, bank, objective, slices=True)
+    for folder, objective in ((filters, FILTERS), (tmp_path / "own", own), (tmp_path / "elsewhere", elsewhere)):
+        checks = verify_bundle(folder, FILTER_SIZE)
+        assert all(check.passed for check in checks), [check for check in checks if not check.passed]
+        levels = {int(tap[-1]) for tap in objective.taps}
+        assert {check.name.removeprefix("26x21 ") for check in checks} == {
+            *(f"calibration response{level}.{part}" for level in levels for part in ("scale", "threshold")),
+            *(f"loss {term}" for term in objective.terms),
+            *(f"{kind} {tap}" for kind in ("tap", "slice", "slice gradient") for tap in objective.taps),
+            *(f"slice gradient {tap} direction" for tap in objective.taps),
+            "gradient",
+            "gradient direction",
+        }
+
+
+def test_pictures_are_as_large_as_the_coarsest_level_needs(bank: Weights, tmp_path: Path) -> None:
+    """By default; and still of two shapes."""
+    coarse = Objective(content={"bank5": 1.0}, style={}, pixels="unit", convention="unit")
+    export_bundle(tmp_path / "out", bank, coarse)
+    least = bank.backbone.smallest("bank5")
+    assert least > 50  # the longest side of the customary sizes
+    names = {check.name.partition(" ")[0] for check in verify_bundle(tmp_path / "out")}
+    # The customary sizes, (37, 29) and (19, 50), made so much larger that the shortest side is enough.
+    assert names == {f"{least + 10}x{least + 18}", f"{least + 31}x{least}"}
+    with pytest.raises(ImageError, match=f"too small for tap bank5, which needs at least {least}x{least}"):
+        verify_bundle(tmp_path / "out", [(least - 1, 90)])
+
+
+def test_a_wrong_calibration_is_found(damaged_filters: Path) -> None:
+    """Where it alone is wrong: the other graphs are given the reference's numbers."""
+
+    def negate(model: onnx.ModelProto) -> None:
+        next(node for node in model.graph.node if "response1.threshold" in node.output).op_type = "Sub"
+
+    _edit(damaged_filters, "calibration.onnx", negate)
+    assert _failed_filters(damaged_filters) == {"calibration response1.threshold"}
+
+
+def test_a_calibration_that_forgets_its_floor_passes_on_pictures_that_do_not_need_it(damaged_filters: Path) -> None:
+    """So that what is found above is a wrong number, and not any change."""
+
+    def lift(model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            if node.op_type == "Max":
+                node.op_type = "Sum"
+                del node.input[1:]
+
+    _edit(damaged_filters, "calibration.onnx", lift)
+    assert _failed_filters(damaged_filters) == set()
+
+
+@pytest.mark.parametrize("change", ["garbage", "missing", "not vouched for", "other outputs", "no graph at all"])
+def test_a_damaged_calibration_is_named(damaged_filters: Path, change: str) -> None:
+    path = damaged_filters / "calibration.onnx"
+    manifest = json.loads((damaged_filters / MANIFEST).read_text())
+    record = next(graph for graph in manifest["graphs"] if graph["kind"] == "calibration")
+    words = r"calibration\.onnx"
+    match change:
+        case "garbage":
+            _rewrite(damaged_filters, "calibration.onnx", b"\0\1\2 no graph")
+            words = r"ONNX Runtime cannot run .*calibration\.onnx"
+        case "missing":
+            path.unlink()
+        case "not vouched for":
+            path.write_bytes(path.read_bytes()[:-1])
+            words = r"calibration\.onnx' is not the file that manifest\.json lists"
+        case "other outputs":
+            record["outputs"].pop(0)
+            (damaged_filters / MANIFEST).write_text(json.dumps(manifest))
+            words = "disagree.*response0"
+        case "no graph at all":
+            manifest["graphs"].remove(record)
+            (damaged_filters / MANIFEST).write_text(json.dumps(manifest))
+            words = "no graph of kind 'calibration'"
+    with pytest.raises(GraphError, match=words):
+        verify_bundle(damaged_filters, FILTER_SIZE)
+
+
+def test_a_wrong_covariance_is_found(damaged_filters: Path) -> None:
+    """The mean's part of one term is taken twice, after the gradient was."""
+
+    def double(model: onnx.ModelProto) -> None:
+        node = next(node for node in model.graph.node if "loss.style.bank2" in node.output)
+        assert node.op_type == "Add"
+        node.op_type = "Sum"
+        node.input.append(node.input[1])
+
+    _edit(damaged_filters, "fused.onnx", double)
+    assert _failed_filters(damaged_filters) == {"loss style.bank2"}
+
+
+def test_offsets_that_differ_from_the_graphs_are_found(damaged_filters: Path) -> None:
+    data = bytearray((damaged_filters / DATA).read_bytes())
+    manifest = json.loads((damaged_filters / MANIFEST).read_text())
+    offset = next(item for item in manifest["data"]["tensors"] if item["name"] == "response0.offset")
+    data[offset["offset"] : offset["offset"] + 4] = np.float32(3).tobytes()
+    _rewrite(damaged_filters, DATA, bytes(data))
+    assert "calibration response0.threshold" in _failed_filters(damaged_filters)
+
+
+# --- What cannot be verified -----------------------------------------------------------------------------------------
 
 
 def test_a_damaged_file_is_named(damaged: Path) -> None:
