@@ -44,11 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     figures = {"machine": asdict(machine), "quick": options.quick}
     figures |= {name: section.data for name, section in sections.items()}
     print(text, end="")
-    if options.json:
-        _write_json(options.json, figures)
     if options.write:
-        (ROOT / "docs" / "benchmarks.md").write_text(text, encoding="utf-8")
-        _write_json(ROOT / "docs" / "benchmarks.json", figures)
+        options.write_to = ROOT / "docs" / "benchmarks"
+    if options.write_to:
+        options.write_to.with_suffix(".md").write_text(text, encoding="utf-8")
+        _write_json(options.write_to.with_suffix(".json"), figures)
     return 0
 
 
@@ -57,8 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     # Not `choices`: with nargs="*" argparse holds the default against them.
     parser.add_argument("names", nargs="*", type=_name, metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="small pictures, few repetitions: shows that it works")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw figures here too")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md and docs/benchmarks.json")
+    parser.add_argument("--write-to", type=Path, metavar="STEM", help="write STEM.md, and STEM.json with raw figures")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md and .json: one whole run")
     return parser
 
 

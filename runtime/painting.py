@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from impasto.errors import Interrupted, UsageError
+from impasto.export.forward import check_size
 from impasto.export.objective import Objective
 from impasto.models.weights import Weights
 from impasto.runtime.backends.protocol import Backend, Plan
@@ -143,9 +144,11 @@ class Painting:
         """
         job, preset = self._job, self._job.preset
         size, style_size = job.sizes(stage)
+        objective = job.objective(stage)
+        # The margin makes no picture large enough; an error names the picture's own size.
+        check_size(job.weights, objective.taps, (size[1], size[0]))
         style = resize(job.style.rgb, style_size)
         content = surrounded(resize(job.content.rgb, size), job.margin(stage))
-        objective = job.objective(stage)
         targets = measure_targets(self._backend, job.weights, objective, content, style)
         start = self._start(content, style, size, job.margin(stage))
         unit = _unit(objective, preset.solver)

@@ -306,10 +306,11 @@ def test_command_runs_and_writes_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(solvers, "SIZE", 500)
-    path = tmp_path / "figures.json"
-    assert main(["solvers", "--quick", "--json", str(path)]) == 0
-    assert "## The solver's own cost" in capsys.readouterr().out
-    figures = json.loads(path.read_text())
+    assert main(["solvers", "--quick", "--write-to", str(tmp_path / "figures")]) == 0
+    text = capsys.readouterr().out
+    assert "## The solver's own cost" in text
+    assert (tmp_path / "figures.md").read_text(encoding="utf-8") == text
+    figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["quick"]
     assert len(figures["solvers"]["20"]["impasto_ms"]) == 3
     assert figures["machine"]["cpus"] >= 1

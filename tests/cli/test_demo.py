@@ -7,19 +7,21 @@ import pytest
 
 from impasto.cli import demo as module
 from impasto.cli.demo import side_by_side
+from impasto.runtime import recipes
 from impasto.runtime.read_image import read_image
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     monkeypatch.setattr(module, "DEMO_SIZE", 48)
-    monkeypatch.setattr(module, "DEMO_ITERATIONS", 3)
+    monkeypatch.setattr(recipes, "FILTERBANK", recipes.FILTERBANK.with_iterations(3))
 
 
 def test_it_writes_a_painting_and_its_side_by_side_and_replaces_its_own(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     told = run("demo")
     assert (told.code, told.out) == (0, "")
+    assert "weights fetch" not in told.err  # it has all that it needs
     folder = tmp_path / "impasto-demo"
     assert sorted(path.name for path in folder.iterdir()) == ["painting.png", "side-by-side.png"]
     assert "painting.png" in told.err

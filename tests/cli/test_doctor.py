@@ -39,7 +39,13 @@ def test_it_tells_what_is_here(run, own_cache, pictures):
 def test_the_text_says_the_same(run, own_cache):
     told = run("doctor")
     assert (told.code, told.err) == (0, "")
-    for words in ("onnxruntime: available", "impasto weights fetch vgg19", str(own_cache), "CPUs available"):
+    for words in (
+        "onnxruntime: available",
+        "impasto weights fetch vgg19",
+        "--preset filterbank",
+        str(own_cache),
+        "CPUs available",
+    ):
         assert words in told.out
 
 

@@ -7,6 +7,8 @@ import json
 import numpy as np
 import pytest
 
+from impasto.runtime.default import choose
+
 
 @pytest.fixture
 def job(pictures):
@@ -38,6 +40,22 @@ def test_the_table_names_every_term(run, job):
     assert (told.code, told.err) == (0, "")
     names = [line.split()[0] for line in told.out.splitlines()]
     assert {"content.conv2_2", "style.conv3_1", "total"} <= set(names)
+
+
+def test_without_weights_it_is_the_filter_banks_objective(run, pictures, own_cache):
+    job = ["evaluate", pictures.content, "--content", pictures.content, "--style", pictures.style]
+    told = run(*job, "--json")
+    assert told.code == 0
+    assert told.err == f"impasto: {choose('impasto')[1]}\n"
+    value = json.loads(told.out)
+    assert (value["preset"], value["pixels"]) == ("filterbank", "unit")
+    assert value["loss"]["content"] == 0 < value["loss"]["style"]
+    # By name, the same without a word.
+    told = run(*job, "--preset", "filterbank", "--json")
+    assert (told.code, told.err) == (0, "")
+    assert json.loads(told.out) == value
+    table = run(*job, "--weights", "filterbank").out
+    assert {line.split()[0] for line in table.splitlines()} >= {*value["terms"], "total"}
 
 
 def test_the_gradient_is_that_of_the_loss(run, job, tmp_path, pictures):

@@ -8,6 +8,9 @@ import sys
 import onnx
 import pytest
 
+from impasto.models.random_weights import filterbank_weights
+from impasto.runtime.recipes import FILTERBANK
+
 
 @pytest.fixture
 def exported(run, pictures, tmp_path):
@@ -40,6 +43,61 @@ def test_export_replaces_its_own_but_nothing_elses(run, pictures, exported):
     told = run("export", other, *args[2:])
     assert told.code == 2
     assert [path.name for path in other.iterdir()] == ["holiday.jpg"]
+
+
+@pytest.fixture(scope="module")
+def levels():
+    """The taps of the preset filterbank for pictures whose short side has so many pixels."""
+    bank = filterbank_weights()
+    return lambda side: list(FILTERBANK.objective_at(bank, (side, side)).style)
+
+
+def test_the_filter_bank_is_exported_for_a_size_and_verified(run, tmp_path, own_cache, levels):
+    folder = tmp_path / "bank"
+    told = run("export", folder, "--preset", "filterbank", "--size", 64, "--slices")
+    assert (told.code, told.out) == (0, "")
+    assert "weights fetch" not in told.err
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["backbone"], manifest["preset"]) == ("filterbank", "filterbank")
+    assert list(manifest["objective"]["style"]) == levels(64)
+    kinds = [graph["kind"] for graph in manifest["graphs"]]
+    assert kinds[:3] == ["forward", "fused", "calibration"]
+    assert kinds.count("slice-forward") == kinds.count("slice-gradient") == len(levels(64))
+    for path in folder.glob("*.onnx"):
+        onnx.checker.check_model(path)
+    pytest.importorskip("torch")
+    told = run("verify", folder)
+    assert (told.code, told.err) == (0, "")
+    rows = told.out.splitlines()[1:]
+    assert all(row.split()[-1] == "ok" for row in rows)
+    assert any("calibration response0.scale" in row for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("args", "name", "line"),
+    [
+        ([], "filterbank", True),
+        (["--backbone", "filterbank"], "filterbank", False),
+        (["--weights", "filterbank-7"], "filterbank-7", False),
+        (["--backbone", "filterbank", "--weights", "filterbank-7"], "filterbank-7", False),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_without_vgg19_the_default_exports_the_filter_bank(run, tmp_path, own_cache, levels, args, name, line):
+    told = run("export", tmp_path / "bank", *args)
+    assert (told.code, told.out) == (0, "")
+    assert told.err.count("impasto weights fetch vgg19") == line
+    manifest = json.loads((tmp_path / "bank" / "manifest.json").read_text())
+    assert manifest["weights"]["name"] == name
+    # For the preset's own size.
+    assert list(manifest["objective"]["style"]) == levels(FILTERBANK.sizing.pixels)
+    assert len(levels(FILTERBANK.sizing.pixels)) > len(levels(64)) > len(levels(9)) == 1
+
+
+def test_an_export_for_small_pictures_has_few_levels(run, tmp_path, own_cache, levels):
+    assert run("export", tmp_path / "bank", "--preset", "filterbank", "--size", 9).code == 0
+    manifest = json.loads((tmp_path / "bank" / "manifest.json").read_text())
+    assert list(manifest["objective"]["style"]) == levels(9)
 
 
 def test_verify_prints_a_table_of_checks_that_pass(run, exported):
@@ -96,6 +154,8 @@ def test_verify_of_something_else(run, tmp_path):
         (["--backbone", "vgg16"], 2, "vgg16"),
         (["--preset", "johnson"], 2, "relu4_2"),
         (["--pooling", "median"], 2, "median"),
+        (["--backbone", "filterbank"], 2, "filterbank"),
+        (["--preset", "filterbank"], 2, "bank0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )

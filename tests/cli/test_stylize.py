@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from impasto.models.locate import find_weights
+from impasto.runtime.default import choose
 from impasto.runtime.read_image import read_image
 from impasto.runtime.recipes import find_preset
 from impasto.runtime.stylizer import Stylizer
@@ -43,6 +44,67 @@ def test_it_paints_what_the_library_paints(run, pictures, tmp_path):
     assert result.size == (48, 34)  # 56×40 → 48×34.3
     result.save(tmp_path / "expected.png")
     assert (tmp_path / "out.png").read_bytes() == (tmp_path / "expected.png").read_bytes()
+
+
+SHORT = ["--size", 24, "--iterations", 3]
+
+
+def test_without_weights_the_filter_bank_paints_and_says_once_what_would_be_closer(run, pictures, tmp_path, own_cache):
+    job = ["stylize", pictures.content, pictures.style, *SHORT]
+    told = run(*job, "-o", tmp_path / "out.png", "--json")
+    assert told.code == 0
+    value = json.loads(told.out)
+    assert (value["preset"], value["weights"]["name"]) == ("filterbank", "filterbank")
+    line = choose("impasto")[1]
+    assert [said for said in told.err.splitlines() if "filter bank" in said] == [f"impasto: {line}"]
+    # As the library paints it, and without a word where that is asked for.
+    with Stylizer() as stylizer:
+        stylizer.stylize(pictures.content, pictures.style, size=24, iterations=3).save(tmp_path / "expected.png")
+    told = run(*job, "-o", tmp_path / "quiet.png", "--quiet")
+    assert (told.code, told.out, told.err) == (0, "", "")
+    expected = (tmp_path / "expected.png").read_bytes()
+    assert (tmp_path / "out.png").read_bytes() == (tmp_path / "quiet.png").read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("args", "weights"),
+    [
+        (["--preset", "filterbank"], "filterbank"),
+        (["--weights", "filterbank"], "filterbank"),
+        (["--weights", "filterbank-3"], "filterbank-3"),
+        (["--preset", "filterbank", "--weights", "filterbank-3", "--plan", "sliced"], "filterbank-3"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_who_asks_for_the_filter_bank_is_told_of_no_other_weights(run, pictures, tmp_path, own_cache, args, weights):
+    told = run("stylize", pictures.content, pictures.style, *SHORT, "-o", tmp_path / "out.png", "--json", *args)
+    assert told.code == 0
+    assert "weights fetch" not in told.err
+    value = json.loads(told.out)
+    assert (value["preset"], value["weights"]["name"]) == ("filterbank", weights)
+    assert value["taps"]["style"][0] == "bank0"
+    assert set(value["terms"]) == {f"{kind}.{tap}" for kind, taps in value["taps"].items() for tap in taps}
+
+
+def test_with_vgg19_in_the_cache_the_default_paints_with_that(run, pictures, tmp_path, own_cache):
+    (own_cache / "weights").mkdir(parents=True)
+    (own_cache / "weights" / "vgg19.safetensors").write_bytes(pictures.weights.read_bytes())
+    told = run("stylize", pictures.content, pictures.style, *SHORT, "-o", tmp_path / "out.png", "--json")
+    assert told.code == 0
+    assert "filter bank" not in told.err
+    value = json.loads(told.out)
+    assert (value["preset"], value["weights"]["name"]) == ("impasto", "vgg19")
+
+
+def test_a_picture_too_small_for_the_filter_bank_is_told_by_its_size(run, pictures, tmp_path, own_cache):
+    dot = tmp_path / "dot.png"
+    for size in ((1, 1), (2, 2)):
+        Image.new("RGB", size, (200, 30, 90)).save(dot)
+        args = ["stylize", dot, dot, "-o", tmp_path / "out.png", "--preset", "filterbank", "--size", size[0]]
+        told = run(*args)
+        assert (told.code, told.out) == (5, "")
+        assert f"{size[0]}x{size[1]} pixels is too small for tap bank0" in told.error
+        assert not (tmp_path / "out.png").exists()
 
 
 def test_json_is_one_object_with_every_field_and_terms_that_add_up(run, pictures, tmp_path):
@@ -265,8 +327,8 @@ def test_names_and_values_that_cannot_work(run, pictures, tmp_path, args, words)
 
 
 def test_what_is_not_installed_or_fetched(run, pictures, tmp_path, monkeypatch, own_cache):
-    refused(run, pictures, tmp_path, 3, "impasto weights fetch vgg19", args=["--weights", "vgg19"])
-    told = run("stylize", pictures.content, pictures.style, "-o", tmp_path / "out.png")
+    refused(run, pictures, tmp_path, 3, "impasto weights fetch vgg19", "filterbank", args=["--weights", "vgg19"])
+    told = run("stylize", pictures.content, pictures.style, "-o", tmp_path / "out.png", "--preset", "johnson")
     assert told.code == 3
     assert "impasto weights fetch vgg19" in told.error
     monkeypatch.setitem(sys.modules, "torch", None)

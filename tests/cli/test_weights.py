@@ -19,12 +19,14 @@ from impasto.models.weights import load_weights
 
 def test_list_tells_what_is_here_and_what_can_be_fetched(run, pictures, own_cache):
     lines = run("weights", "list").out.splitlines()
-    assert [line.split()[0] for line in lines] == [*sources.SOURCES, "random"]
+    assert [line.split()[0] for line in lines] == [*sources.SOURCES, "filterbank", "random"]
     assert all(f"impasto weights fetch {name}" in line for name, line in zip(sources.SOURCES, lines, strict=False))
     (own_cache / "weights").mkdir(parents=True)
     (own_cache / "weights" / "vgg19.safetensors").write_bytes(pictures.weights.read_bytes())
     lines = run("weights", "list").out.splitlines()
-    assert sorted(line.split()[0] for line in lines) == sorted([*sources.SOURCES, "random"])
+    assert sorted(line.split()[0] for line in lines) == sorted([*sources.SOURCES, "filterbank", "random"])
+    for line in lines[-2:]:
+        assert "drawn, needs no file" in line
     assert lines[0].split()[0] == "vgg19"
     assert str(own_cache) in lines[0]
 
@@ -41,9 +43,25 @@ def test_show(run, pictures):
     assert rows["taps"].split()[-1] == "relu3_1"
 
 
+@pytest.mark.parametrize("name", ["filterbank", "filterbank-7"])
+def test_show_of_the_filter_bank_which_is_always_here(run, own_cache, name):
+    told = run("weights", "show", name)
+    assert (told.code, told.err) == (0, "")
+    rows = dict(line.split(maxsplit=1) for line in told.out.splitlines())
+    weights = find_weights(name)
+    assert (rows["name"], rows["backbone"], rows["convention"]) == (name, "filterbank", "unit")
+    assert rows["sha256"] == weights.sha256
+    assert rows["taps"].split() == list(weights.backbone.taps)
+    parameters = sum(tensor.size for tensor in weights.tensors.values())
+    assert rows["parameters"].split()[0] == str(parameters)
+    assert not own_cache.exists()
+
+
 @pytest.mark.parametrize(
     ("name", "code", "words"),
     [
+        ("filterbank-4294967296", 2, "seed"),
+        ("filterbanks", 2, "filterbank"),
         ("vgg19", 3, "impasto weights fetch vgg19"),
         ("vgg91", 2, "vgg19"),
         ("missing.safetensors", 5, "do not exist"),
@@ -91,7 +109,9 @@ def test_convert_into_the_cache(run, archive, own_cache):
     assert run(*args).code == 2
 
 
-@pytest.mark.parametrize("name", ["random", "random-3", "a/b", "../x", ".hidden", "", "a.b"])
+@pytest.mark.parametrize(
+    "name", ["random", "random-3", "filterbank", "filterbank-12", "a/b", "../x", ".hidden", "", "a.b"]
+)
 def test_names_that_could_not_be_found_again_are_refused(run, archive, own_cache, name):
     told = run("weights", "convert", archive, "--name", name, "--convention", "caffe", "--backbone", "vgg19")
     assert told.code == 2

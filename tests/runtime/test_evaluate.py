@@ -129,7 +129,7 @@ def test_the_filter_banks_total_is_that_of_a_painting_at_that_picture(
     bank: Weights, picture: Pictures, plan: str
 ) -> None:
     """At the start of a painting, and at its end, where the picture is again what was evaluated last of all."""
-    preset = replace(FILTERBANK, stages=(), solver=LBFGS(iterations=4, first_step=1 / 255))
+    preset = replace(FILTERBANK, stages=(), margin=0, solver=LBFGS(iterations=4, first_step=1 / 255))
     # Far from black and white, so that the painting, which is not clipped on the way, is not clipped at its end.
     content, style = (0.3 + 0.4 * picture(seed, *size) for seed, size in ((1, (40, 33)), (2, (44, 40))))
     with Stylizer(preset, weights=bank, cache=False, plan=plan) as stylizer:  # type: ignore[arg-type]
@@ -140,6 +140,15 @@ def test_the_filter_banks_total_is_that_of_a_painting_at_that_picture(
     assert end.terms == pytest.approx(result.terms, rel=1e-6)
     assert (end.preset, end.taps, end.pixels) == ("filterbank", result.taps, "unit")
     assert end.loss["total"] < start.loss["total"]
+
+
+def test_a_presets_margin_is_no_part_of_the_picture(stylizer: Stylizer, shallow: Weights, picture: Pictures) -> None:
+    pictures = picture(3, 21, 34), picture(4, 50, 40), picture(5, 30, 30)
+    plain = evaluate(stylizer, *pictures)
+    with Stylizer(replace(PRESET, margin=5), weights=shallow, cache=False) as wide:
+        found = evaluate(wide, *pictures)
+    assert (found.size, found.terms) == (plain.size, plain.terms)
+    np.testing.assert_array_equal(found.gradient, plain.gradient)
 
 
 def test_levels_are_those_of_both_pictures_at_the_evaluations_size(bank: Weights, picture: Pictures) -> None:

@@ -9,10 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from impasto.errors import DivergenceError, Interrupted, UsageError
+from impasto.errors import DivergenceError, ImageError, Interrupted, UsageError
 from impasto.export.objective import Objective
 from impasto.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from impasto.runtime.images import Picture, Sizing, resize
+from impasto.runtime.margin import surrounded
 from impasto.runtime.painting import Job, Painting
 from impasto.runtime.presets import Preset, Stage
 from impasto.runtime.problem import Losses, Problem
@@ -383,6 +384,87 @@ def test_stages_need_a_solver_with_iterations(spy, job):
 def test_a_budget_of_evaluations_is_kept(spy, job, solver):
     _, result = painted(job(replace(PRESET, solver=solver, evaluations=4)), spy)
     assert len(result.trace) == len(spy.images) == 4
+
+
+# --- A margin --------------------------------------------------------------------------------------------------------
+
+WIDE = replace(PRESET, margin=3)
+
+
+def test_a_margin_is_painted_and_cut_off(spy, job, picture):
+    content, style = picture(1, 18, 24), picture(2, 24, 20)
+    painting = Painting(job(WIDE), spy)
+    steps = []
+    for step in painting:
+        steps.append(step)
+        assert step.size == (24, 18)
+        assert step.preview().shape == (18, 24, 3)
+    result = painting.result()
+    assert {image.shape for image in spy.images} == {(1, 3, 18 + 6, 24 + 6)}
+    # The content picture has it, reflected; the style picture has none.
+    np.testing.assert_array_equal(spy.images[0], encoded(PRESET.objective, surrounded(content, 3)))
+    measured_content, measured_style = spy.measured
+    np.testing.assert_array_equal(measured_content, spy.images[0])
+    np.testing.assert_array_equal(measured_style, encoded(PRESET.objective, style))
+    best = decoded(PRESET.objective, spy.images[int(np.argmin([step.loss for step in steps]))])
+    np.testing.assert_array_equal(result.image, best[3:-3, 3:-3])
+    np.testing.assert_array_equal(steps[-1].preview(), np.rint(best[3:-3, 3:-3] * 255).astype(np.uint8))
+
+
+def test_the_margin_of_a_stage_is_in_proportion(spy, job):
+    preset = replace(STAGED, margin=5)
+    steps, result = painted(job(preset), spy)
+    # Half of 5 is 2.5, and rounds to the even one.
+    first = [image for image in spy.images if image.shape[2:] == (9 + 4, 12 + 4)]
+    second = [image for image in spy.images if image.shape[2:] == (18 + 10, 24 + 10)]
+    assert len(first) + len(second) == len(spy.images)
+    losses = [step.loss for step in steps[: len(first)]]
+    best = decoded(preset.objective, first[int(np.argmin(losses))])[2:-2, 2:-2]
+    # What was painted is enlarged without its old margin, and gets its own reflection as the new one.
+    start = surrounded(resize(best, (24, 18)), 5)
+    np.testing.assert_array_equal(second[0], encoded(preset.objective, start))
+    assert result.size == (24, 18)
+
+
+@pytest.mark.parametrize("where", [(12, 9), (24, 18)], ids=["first stage", "second stage"])
+def test_stopping_with_a_margin_gives_a_picture_without(spy, job, where):
+    painting = Painting(job(replace(STAGED, margin=5)), spy)
+    step = next(step for step in painting if step.size == where)
+    image = painting.result().image
+    assert image.shape == (18, 24, 3)
+    if step.size == (24, 18):
+        np.testing.assert_array_equal(np.rint(image * 255).astype(np.uint8), step.preview())
+
+
+def test_a_margin_is_no_wider_than_a_reflection(spy, job, picture):
+    small = job(replace(PRESET, margin=50), content=picture(1, 4, 7), sizing=Sizing("long", 7))
+    _, result = painted(small, spy)
+    assert result.size == (7, 4)
+    assert spy.images[0].shape == (1, 3, 4 + 6, 7 + 6)
+
+
+def test_a_margin_makes_no_picture_large_enough(spy, job, picture):
+    """And an error names the picture's size, not that of what would be painted."""
+    small = job(WIDE, content=picture(1, 3, 24))
+    with pytest.raises(ImageError, match="24x3 pixels is too small for tap relu3_1, which needs at least 4x4"):
+        next(Painting(small, spy))
+
+
+@pytest.mark.parametrize("init", ["style", "noise", "picture"])
+def test_every_start_has_the_margin(spy, job, picture, init):
+    given = picture(8, 30, 31)
+    settings = {"start": Picture(given, None, "start")} if init == "picture" else {}
+    preset = WIDE if init == "picture" else replace(WIDE, init=init, noise=20.0)
+    begun = start(spy, job(preset, **settings))
+    assert begun.shape == (1, 3, 24, 30)
+    if init == "noise":
+        # In the margin as everywhere, 540 draws above and below: four standard errors of the deviation.
+        rim = np.concatenate([begun[:, :, :3].ravel(), begun[:, :, -3:].ravel()])
+        assert abs(rim.std() - 20) < 4 * 20 / np.sqrt(2 * rim.size)
+    else:
+        source = given if init == "picture" else picture(2, 24, 20)
+        wanted = surrounded(resize(source, (24, 18)), 3)
+        np.testing.assert_array_equal(begun, encoded(PRESET.objective, wanted))
 
 
 # --- Where it starts -------------------------------------------------------------------------------------------------

@@ -105,19 +105,21 @@ def test_presets_go_to_json_and_back(name):
     assert Preset.from_json(json.loads(json.dumps(preset.to_json(), allow_nan=False))) == preset
 
 
-@pytest.mark.parametrize("changes", [{}, {"weights": "filterbank-7"}, {"smallest_grid": 0}, {"smallest_grid": 31}])
-def test_statistics_weights_and_the_smallest_grid_go_to_json_and_back(changes):
+@pytest.mark.parametrize(
+    "changes", [{}, {"weights": "filterbank-7"}, {"smallest_grid": 0}, {"smallest_grid": 31}, {"margin": 7}]
+)
+def test_statistics_weights_levels_and_margin_go_to_json_and_back(changes):
     preset = replace(LEVELS, **changes)
     value = json.loads(json.dumps(preset.to_json()))
-    assert (value["weights"], value["smallest_grid"]) == (preset.weights, preset.smallest_grid)
+    for name in ("weights", "smallest_grid", "margin"):
+        assert value[name] == getattr(preset, name)
     assert value["objective"]["statistics"] == dict(LEVELS.objective.statistics)
     assert Preset.from_json(value) == preset
 
 
 def test_json_of_before_there_were_filter_banks_is_a_preset_of_vggs():
     value = PLAIN.to_json()
-    for fields in (value["objective"].pop("statistics"), value.pop("weights"), value.pop("smallest_grid")):
-        assert fields in ({}, "vgg19", 0)
+    del value["objective"]["statistics"], value["weights"], value["smallest_grid"], value["margin"]
     assert Preset.from_json(value) == PLAIN
 
 
@@ -174,6 +176,8 @@ def test_json_without_a_field_is_refused(field):
         ("evaluations", 0),
         ("smallest_grid", -1),
         ("smallest_grid", "eight"),
+        ("margin", -1),
+        ("margin", None),
         ("objective", {"content": {}, "style": {"bank0": 1.0}, "statistics": {"bank0": "variance"}}),
         ("objective", {"content": {}, "style": {"bank0": 1.0}, "statistics": {"bank1": "covariance"}}),
         ("objective", {"content": {}, "style": {"bank0": 1.0}, "statistics": ["bank0"]}),
@@ -200,6 +204,7 @@ def test_json_that_is_no_preset_is_refused(field, value):
         ({"noise": float("nan")}, "noise is nan"),
         ({"noise": -0.1}, "noise is -0.1"),
         ({"smallest_grid": -1}, "smallest_grid is -1"),
+        ({"margin": -1}, "margin is -1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes, complaint):
