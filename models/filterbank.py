@@ -20,8 +20,8 @@ from impasto.models.philox import normal, uniform
 LEVELS = 10
 """As many as a picture of 8192 px needs; those that an objective does not name cost nothing."""
 
-STROKES = (64, 64, 48)
-GRAINS = (32, 48, 96)
+STROKES = (48, 64, 48)
+GRAINS = (24, 48, 96)
 """Filters of the finest levels; those after them have no strokes, and as many grains as the last of these."""
 
 STROKE_KERNEL, GRAIN_KERNEL = 7, 5
