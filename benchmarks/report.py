@@ -79,6 +79,6 @@ def spread(values: Sequence[float], form: str = ".2f") -> str:
 
 _WRITTEN = (
     "From one run of `make bench` on one machine, which `ARGS=--write` writes into `docs/`, beside the raw figures as "
-    "JSON. Figures in parentheses are the least and the most over the rounds of the run. Programs that are compared take "
-    "turns, each in a process of its own, so that a busy moment of the machine meets them alike."
+    "JSON. Figures in parentheses are the least and the most over the rounds of the run. Programs that are compared "
+    "take turns, each in a process of its own, so that a busy moment of the machine meets them alike."
 )

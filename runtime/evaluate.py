@@ -91,5 +91,5 @@ def evaluate(
         precision=stylizer.backend.precision,
         weights={"name": weights.name, "sha256": weights.sha256},
         taps={"content": list(objective.content), "style": list(objective.style)},
-        notes=tuple(note for picture in pictures for note in picture.notes),
+        notes=(*stylizer.notes, *(note for picture in pictures for note in picture.notes)),
     )

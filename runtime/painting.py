@@ -160,6 +160,7 @@ class Painting:
         size, _ = self._job.sizes(stage)
         evaluator, best, unit, scale = self._prepare(stage)
         margin = self._margin = self._job.margin(stage)
+        self._objective = self._job.objective(stage)
         self._best = best
         if self._loop_seconds is None:
             self._loop_seconds = clock()

@@ -36,6 +36,8 @@ class Stylizer:
     ``backend`` is ``auto``, ``onnxruntime`` or ``torch``; ``plan`` is ``fused`` or ``sliced``; ``cache`` keeps engines
     between processes (False: do not), ``threads`` is the number of CPU threads (all that are available).
 
+    ``notes`` is what every result has to tell about these choices.
+
     One job at a time: a second thread that asks meanwhile gets a `UsageError`. Raises `UnknownNameError` for unknown
     names, `MissingTapError` for a preset that needs more than the weights have, `UnavailableError` for weights that
     were not fetched or a backend that is not installed, `WeightsError` for weights that are no good.
@@ -71,7 +73,7 @@ class Stylizer:
             notes.append(
                 f"weights {self.weights.name!r} do not reach {', '.join(left_out)}: preset {asked.name!r} does without"
             )
-        self._notes = tuple(notes)
+        self.notes = tuple(notes)
         self._busy = threading.Lock()
 
     def __enter__(self) -> Stylizer:
@@ -162,7 +164,7 @@ class Stylizer:
             plan=self.plan,
             sizing=preset.sizing if size is None else _sized(preset.sizing, size),
             seed=seed,
-            notes=self._notes,
+            notes=self.notes,
         )
         self.limits.check_long_side(*job.size)
         self.limits.check_iterations(preset.total_iterations())

@@ -86,7 +86,7 @@ def test_the_table_has_a_mean_for_each_preset() -> None:
 def test_command(
     judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(quality, "find_preset", lambda name: FILTERBANK.with_iterations(6))
+    monkeypatch.setattr(quality, "find_preset", lambda _: FILTERBANK.with_iterations(6))
     path = tmp_path / "figures.json"
     arguments = ["--size", "40", "--content-weights", "0.01,0.1", "--json", str(path)]
     assert quality.main(arguments) == 0

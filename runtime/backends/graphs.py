@@ -17,7 +17,7 @@ from impasto.export.graph import Graph
 from impasto.export.objective import Objective
 from impasto.export.statistics import statistics_graph
 from impasto.models.conventions import pixel_space
-from impasto.models.layers import IMAGE
+from impasto.models.layers import IMAGE, Filters
 from impasto.models.weights import Weights
 from impasto.runtime.backends.protocol import PLANS, Calibration, Measured, Plan
 from impasto.runtime.plans.fused import FusedPlan
@@ -25,8 +25,8 @@ from impasto.runtime.plans.session import Session
 from impasto.runtime.plans.sliced import SlicedPlan, SliceSessions
 from impasto.runtime.problem import Evaluator, FloatArray, Problem
 
-_WARM = 2
-"""How many graphs are kept: the one that measures pictures, and the objective's at the last size."""
+_WARM = 3
+"""How many graphs are kept: those that calibrate and measure pictures, and the objective's at the last size."""
 
 
 class GraphBackend(ABC):
@@ -49,10 +49,17 @@ class GraphBackend(ABC):
 
     def calibrate(self, weights: Weights, objective: Objective, image: FloatArray) -> Calibration:
         """Calibrate filters, as `Backend.calibrate` says."""
-        graph = calibration_graph(weights, objective.taps, pixel_space(objective.convention))
-        if not graph.outputs:
+        filters = tuple(layer for layer in weights.backbone.needed(objective.taps) if isinstance(layer, Filters))
+        if not filters:
             return {}
-        return self.compile(graph, once=True).run({IMAGE: image})
+
+        def make() -> Session:
+            graph = calibration_graph(weights, objective.taps, pixel_space(objective.convention))
+            return self.compile(graph, once=True)
+
+        key = ("calibrate", weights.sha256, objective.convention, filters)
+        session: Session = self._kept(key, make)
+        return session.run({IMAGE: image})
 
     def measure(
         self,
