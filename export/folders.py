@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,8 +45,7 @@ def replaced_folder(folder: str | os.PathLike[str], foreign: Callable[[Path], st
     with _typed_errors(folder):
         target = Path(os.path.realpath(folder))
         _sweep(target)
-        if target.exists():
-            _refuse_foreign(target, folder, foreign)
+        _refuse_foreign(target, folder, foreign)
         workspace, lock = _workspace(target)
         try:
             yield workspace
@@ -138,9 +138,12 @@ def _sibling(target: Path, kind: str) -> Path:
 
 
 def _refuse_foreign(place: Path, folder: str | os.PathLike[str], foreign: Callable[[Path], str | None]) -> None:
-    if not place.is_dir():
-        raise OutputError(f"output {os.fspath(folder)!r} is not a folder: choose another name")
-    name = foreign(place)
+    try:
+        if not stat.S_ISDIR(place.stat().st_mode):
+            raise OutputError(f"output {os.fspath(folder)!r} is not a folder: choose another name")
+        name = foreign(place)
+    except FileNotFoundError:
+        return  # another run has just set it aside
     if name is not None:
         raise OutputError(
             f"folder {os.fspath(folder)!r} holds {name!r}, which is not ours to replace: give a new or an empty folder"

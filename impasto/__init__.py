@@ -1,7 +1,7 @@
 """Impasto: neural style transfer by optimisation, deployed without a training framework.
 
 >>> from impasto import Stylizer
->>> with Stylizer(preset="johnson") as stylizer:
+>>> with Stylizer() as stylizer:
 ...     result = stylizer.stylize("photo.jpg", "painting.jpg", size=512)
 >>> result.save("out.png")
 

@@ -66,8 +66,8 @@ def test_a_painting_is_nearer_to_the_style_than_the_photograph(judge: Judge, tmp
     (start,) = quality.measure(judge, replace(preset.with_weights(style=0.0), stages=()), "filterbank", [pair], 64)
     assert found.style < 0.7 * start.style
     assert start.content < 1e-3 < found.content
-    # 12 iterations of 24 are those of the last stage, each an evaluation or a few, and the first point is one.
-    assert 12 < found.evaluations < 24
+    # A third of the iterations are the last stage's, each an evaluation or a few, and the first point is one.
+    assert 8 < found.evaluations < 24
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["filterbank-demo_content-demo_style-64.png"]
 
 
