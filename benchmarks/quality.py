@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -37,6 +37,7 @@ from impasto.runtime.read_image import read_image
 from impasto.runtime.recipes import FILTERBANK, IMPASTO, find_preset
 from impasto.runtime.stylizer import Stylizer
 from impasto.runtime.targets import measure_targets
+from impasto.runtime.write_image import write_image
 
 PAIRS = (
     ("tubingen", "starry_night"),
@@ -122,14 +123,12 @@ def paint(judge: Judge, stylizer: Stylizer, pair: tuple[str, str], size: int) ->
     """Paint a pair with the stylizer's preset at its default settings; return its figures and the picture as saved."""
     content, style = (picture(name) for name in pair)
     painting = stylizer.begin(content, style, size=size)
-    evaluations = 0
-    for step in painting:
-        evaluations += step.size == Sizing("long", size).apply(content.shape[1], content.shape[0])
+    sizes = [step.size for step in painting]
     result = painting.result()
+    evaluations = sizes.count(result.size)
     saved = to_uint8(result.image).astype(np.float32) / 255
-    width, height = result.size
-    beside = style_size(stylizer.preset, read_image(style), (width, height), Sizing("long", size))
-    distances = judge.distances(saved, resize(content, (width, height)), resize(style, beside))
+    beside = style_size(stylizer.preset, read_image(style), result.size, Sizing("long", size))
+    distances = judge.distances(saved, resize(content, result.size), resize(style, beside))
     return Painted(*pair, *distances, evaluations, result.seconds), saved
 
 
@@ -148,11 +147,9 @@ def measure(
             painted, saved = paint(judge, stylizer, pair, size)
             found.append(painted)
             if folder is not None:
-                from PIL import Image
-
                 folder.mkdir(parents=True, exist_ok=True)
                 name = "-".join(part.replace(" ", "_") for part in (preset.name, *pair))
-                Image.fromarray(to_uint8(saved)).save(folder / f"{name}-{size}.png")
+                write_image(folder / f"{name}-{size}.png", saved, overwrite=True)
     return found
 
 
@@ -232,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         judge, preset = Judge(), find_preset(options.preset)
-        weights, pairs = options.weights or preset.weights, available_pairs()[: options.pairs]
+        weights, pairs = options.weights or preset.weights, available_pairs()
         own = max(preset.objective.content.values())
         results: dict[str, list[Painted]] = {}
         points = []
@@ -259,12 +256,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", default=FILTERBANK.name, help="preset to paint with (default: %(default)s)")
     parser.add_argument("--weights", help="weights to paint with (default: the preset's)")
     parser.add_argument("--size", type=int, default=SIZE, help="long side in pixels (default: %(default)s)")
-    parser.add_argument("--pairs", type=int, metavar="N", help="only the first N pairs")
     parser.add_argument("--content-weights", type=_weights, metavar="W,W,…", help="instead of the preset's own")
-    path: dict[str, Callable[[str], Path]] = {"type": Path}
-    parser.add_argument("--curve", metavar="FILE.png", help="draw style against content", **path)
-    parser.add_argument("--pictures", metavar="DIR", help="keep the pictures", **path)
-    parser.add_argument("--json", metavar="FILE", help="write the figures", **path)
+    parser.add_argument("--curve", type=Path, metavar="FILE.png", help="draw style against content")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="keep the pictures")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     return parser
 
 

@@ -95,16 +95,16 @@ class LayerBuilder:
 
     def append(self, layer: Layer) -> str:
         """Append a layer whose source is there already; return its name."""
-        if isinstance(layer, Filters):
-            scale, threshold = (
-                self._graph.input(name, (layer.out_channels,), self._dtype) for name in layer.calibration()
-            )
-            column = self._graph.add("Reshape", scale, self._graph.ints(-1, 1, 1, 1))
-            # Into the kernels, which are small, and not onto the response, which is the largest tensor of all.
-            kernels = self._graph.add("Mul", f"{layer.name}.weight", column)
-            return self._filter(layer, kernels, self._graph.add("Neg", threshold), name=layer.name)
         x = self._source(layer)
         match layer:
+            case Filters():
+                scale, threshold = (
+                    self._graph.input(name, (layer.out_channels,), self._dtype) for name in layer.calibration()
+                )
+                column = self._graph.add("Reshape", scale, self._graph.ints(-1, 1, 1, 1))
+                # Into the kernels, which are small, and not onto the response, which is the largest tensor of all.
+                kernels = self._graph.add("Mul", f"{layer.name}.weight", column)
+                return self._filter(layer, kernels, self._graph.add("Neg", threshold), name=layer.name)
             case Conv():
                 weight, bias = layer.tensors()
                 pads = [layer.kernel // 2] * 4

@@ -179,7 +179,7 @@ def coefficients(
         channels, count = targets.style[tap].shape[0], positions[tap]
         if objective.statistic(tap) == "covariance":
             values[f"style.{tap}.mean.weight"] = weight * MEAN_SHARE / _energy(targets.means[tap])
-            factor = (1 - MEAN_SHARE) / spread_energy(targets.style[tap], targets.means[tap])
+            factor = (1 - MEAN_SHARE) / _spread_energy(targets.style[tap], targets.means[tap])
         elif objective.style_norm == "relative":
             factor = 1 / _energy(style_target(objective, targets, tap, count))
         else:
@@ -198,7 +198,7 @@ def coefficients(
     return values
 
 
-def spread_energy(covariance: FloatArray, mean: FloatArray) -> float:
+def _spread_energy(covariance: FloatArray, mean: FloatArray) -> float:
     """Return by what the squared error of a covariance is divided: its sum of squares, as long as it is one.
 
     Where nothing varies, as in a style picture of one colour, F·Fᵀ/N - μμᵀ leaves the rounding of two equal numbers,

@@ -59,10 +59,9 @@ def evaluate(
 ) -> Evaluated:
     """Evaluate the stylizer's objective at ``image``, as it stands: it is not resampled, and gives the size.
 
-    A preset's margin is not part of a picture, so nothing is painted around it here.
     Pictures are read as by `Stylizer.steps`. The content picture is resized to the image's width and height; the style
     picture too, or by ``sizing``, as the preset says. ``sizing`` is by default the image's long side; to see what a
-    painting saw that was sized by another rule, give that.
+    painting saw that was sized by another rule, give that. A preset's margin is no part of a picture and is left out.
 
     Raises as `Stylizer.steps` does: `ImageError`, `LimitError`, and `UsageError` while the stylizer paints.
     """

@@ -85,8 +85,7 @@ class Painting:
         self._loop_seconds: Callable[[], float] | None = None
         self._trace: list[TracePoint] = []
         self._best: Best | None = None
-        self._margin = 0
-        self._objective = job.objective(None)
+        self._stage: Stage | None = None
         self._losses: dict[str, float] = {}
         self._stop: Stop = "stopped"
         self._steps = self._run()
@@ -110,7 +109,8 @@ class Painting:
         if self._best is None or not self._losses:
             raise Interrupted("stopped before the first evaluation: there is no picture yet")
         job, preset = self._job, self._job.preset
-        picture = resize(self._picture(self._best, self._margin), job.size)
+        picture = resize(self._picture(self._best, self._stage), job.size)
+        objective = job.objective(self._stage)
         alpha = job.content.alpha
         return Result(
             image=picture,
@@ -120,7 +120,7 @@ class Painting:
             precision=self._backend.precision,
             plan=job.plan,
             weights={"name": job.weights.name, "sha256": job.weights.sha256},
-            taps={"content": list(self._objective.content), "style": list(self._objective.style)},
+            taps={"content": list(objective.content), "style": list(objective.style)},
             loss=sums(self._losses),
             terms=self._losses,
             trace=tuple(self._trace),
@@ -159,9 +159,7 @@ class Painting:
         preset = self._job.preset
         size, _ = self._job.sizes(stage)
         evaluator, best, unit, scale = self._prepare(stage)
-        margin = self._margin = self._job.margin(stage)
-        self._objective = self._job.objective(stage)
-        self._best = best
+        self._best, self._stage = best, stage
         if self._loop_seconds is None:
             self._loop_seconds = clock()
         seconds = self._loop_seconds
@@ -169,7 +167,7 @@ class Painting:
         solver = _staged(preset.solver, stage)
 
         def preview() -> NDArray[np.uint8]:
-            return to_uint8(self._picture(best, margin))
+            return to_uint8(self._picture(best, stage))
 
         for seen in descend(evaluator, solver, best, scale=scale, max_evaluations=preset.evaluations):
             terms = _times(seen.losses.terms, unit)
@@ -188,15 +186,15 @@ class Painting:
             self._trace.append(TracePoint(step.iteration, step.evaluation, step.seconds, step.loss))
             yield step
 
-    def _picture(self, best: Best, margin: int) -> FloatArray:
+    def _picture(self, best: Best, stage: Stage | None) -> FloatArray:
         """Return the best picture of a stage without its margin."""
-        return trimmed(decoded(self._job.preset.objective, best.image), margin)
+        return trimmed(decoded(self._job.preset.objective, best.image), self._job.margin(stage))
 
     def _start(self, content: FloatArray, style: FloatArray, size: tuple[int, int], margin: int) -> FloatArray:
         """Return what a stage starts as; ``content`` has its margin already."""
         job, preset = self._job, self._job.preset
         if self._best is not None:
-            picture = self._picture(self._best, self._margin)
+            picture = self._picture(self._best, self._stage)
         elif job.start is not None:
             picture = job.start.rgb
         elif preset.init == "noise":

@@ -6,6 +6,9 @@ import numpy as np
 
 from impasto.export.autodiff.tape import Cotangents, Node, rule
 
+_FEW = 4
+"""Up to so many input channels, a turned-over kernel leaves most of a convolution's inner loop idle (decision 7)."""
+
 
 @rule("Conv")
 def conv(node: Node, dy: str) -> Cotangents:
@@ -51,9 +54,6 @@ def conv(node: Node, dy: str) -> Cotangents:
         for n, stride, r in zip(node.shape(node.outputs[0])[2:], strides, reach, strict=True)
     ]
     return [node.window_like(spread, x, pads[:rank], size, max(strides) - 1), *rest]
-
-
-_FEW = 4
 
 
 def _flipped(node: Node, weight: str, rank: int, group: int) -> str:

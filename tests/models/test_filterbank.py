@@ -96,7 +96,7 @@ def test_strokes_are_gratings_in_a_window_from_the_levels_own_streams(seed, tens
     for level, count in enumerate(STROKES):
         shapes = uniform(seed, 4 * level + 2, 3 * count).reshape(3, count)
         colours = normal(seed, 4 * level + 3, 3 * count).reshape(count, 3)
-        for index in (0, 1, count - 1):
+        for index in range(count):
             share, pitch, phase = shapes[:, index]
             angle = np.pi * ((2 * (index + share) / count) % 1)
             frequency = FREQUENCIES[index % 2] * 2 ** (0.4 * (pitch - 0.5))
