@@ -19,7 +19,11 @@ input                      shape        meaning
 The means are there for taps whose statistic is the covariance; their G is F·Fᵀ / N - μμᵀ.
 
 Outputs: every term, weighted, a scalar (``loss.content.<tap>``, ``loss.style.<tap>``, ``loss.tv``), and ``gradient``,
-(1, 3, H, W), of their sum with respect to the image. All float32.
+(1, 3, H, W), of their sum with respect to the image. All float32, whatever the precision of the network between.
+
+In fp16 small cotangents vanish and large ones overflow, so an fp16 graph has one input more: ``gradient.scale``, (), a
+power of two λ. Within, cotangents are λ times what they are, and the gradient is divided by λ before it leaves; losses
+do not depend on λ. A gradient that is not finite asks for a smaller one.
 """
 
 from __future__ import annotations
@@ -29,49 +33,73 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from impasto.export.autodiff import differentiate
-from impasto.export.forward import forward_graph
 from impasto.export.graph import Graph, Shape
 from impasto.export.objective import Objective, Statistic, TvForm
+from impasto.export.precision import Precision, features, network_graph
 from impasto.export.terms import STYLE_TERMS, content_term, total_variation
 from impasto.models.conventions import pixel_space
 from impasto.models.layers import IMAGE
 from impasto.models.weights import Weights
 
 GRADIENT = "gradient"
+GRADIENT_SCALE = "gradient.scale"
 
 
-def fused_graph(objective: Objective, weights: Weights, shape: tuple[int, int] | None = None) -> Graph:
+def fused_graph(
+    objective: Objective,
+    weights: Weights,
+    shape: tuple[int, int] | None = None,
+    precision: Precision = "fp32",
+) -> Graph:
     """Build the fused graph of an objective whose taps have canonical names.
 
     ``shape`` fixes (H, W), otherwise both are dynamic. A term of weight zero is computed all the same, except a total
-    variation. Raises as `forward_graph` does.
+    variation. ``precision`` is the network's; terms are float32. Raises as `network_graph` does.
     """
-    graph = forward_graph(
+    network, factors = network_graph(
         weights,
         objective.taps,
+        precision,
         pooling=objective.pooling,
         space=pixel_space(objective.convention),
         shape=shape,
     )
+    graph = features(network, factors)
     style = {tap: objective.statistic(tap) for tap in objective.style}
-    fuse(graph, objective.content, style, objective.tv_form if objective.tv else None)
+    fuse(
+        graph,
+        objective.content,
+        style,
+        objective.tv_form if objective.tv else None,
+        gradient_scale=precision == "fp16",
+    )
     return graph
 
 
-def fuse(graph: Graph, content: Iterable[str], style: Mapping[str, Statistic], tv_form: TvForm | None) -> None:
+def fuse(
+    graph: Graph,
+    content: Iterable[str],
+    style: Mapping[str, Statistic],
+    tv_form: TvForm | None,
+    *,
+    gradient_scale: bool = False,
+) -> None:
     """Turn a graph that computes taps from ``image`` into the fused graph of terms on them.
 
-    The taps are tensors of shape (1, C, h, w), C static; ``style`` maps each to its statistic. ``tv_form`` None leaves
-    the total variation out. Raises as `differentiate` does.
+    The taps are float32 tensors of shape (1, C, h, w), C static; ``style`` maps each to its statistic. ``tv_form`` None
+    leaves the total variation out. ``gradient_scale`` adds the input `GRADIENT_SCALE`. Raises as `differentiate` does.
     """
     types = graph.infer_shapes()
     losses = [content_term(graph, tap, types[tap][1]) for tap in content]
     losses += [STYLE_TERMS[statistic](graph, tap, _channels(types[tap][1])) for tap, statistic in style.items()]
     if tv_form is not None:
         losses.append(total_variation(graph, tv_form))
-    one = graph.literal(1.0, np.float32)
-    gradient = differentiate(graph, dict.fromkeys(losses, one), [IMAGE])[IMAGE]
-    graph.add("Identity", gradient, name=GRADIENT)
+    seed = graph.input(GRADIENT_SCALE, ()) if gradient_scale else graph.literal(1.0, np.float32)
+    gradient = differentiate(graph, dict.fromkeys(losses, seed), [IMAGE])[IMAGE]
+    if gradient_scale:
+        graph.add("Div", gradient, seed, name=GRADIENT)
+    else:
+        graph.add("Identity", gradient, name=GRADIENT)
     graph.outputs = [*losses, GRADIENT]
     graph.prune()
 

@@ -22,6 +22,9 @@ OPSET = 18
 IR_VERSION = 8
 """Opset 18 and IR 8 are read by ONNX Runtime, OpenVINO and TensorRT 10 and 11 alike."""
 
+BFLOAT16_OPSET = 22
+"""The first whose convolutions and poolings take bfloat16; its IR is 10."""
+
 Dim = int | str | None
 Shape = tuple[Dim, ...]
 
@@ -31,7 +34,8 @@ class Graph:
     """A directed acyclic graph of ONNX nodes.
 
     ``inputs`` maps a name to its element type and shape (a string is a dynamic dimension, ``None`` an unknown one);
-    ``constants`` holds weights and literals; ``outputs`` lists tensor names.
+    ``constants`` holds weights and literals; ``outputs`` lists tensor names. ``opset`` is the version of the operators,
+    whose meaning is the same in all that are used here.
     """
 
     name: str = "impasto"
@@ -41,6 +45,7 @@ class Graph:
     outputs: list[str] = field(default_factory=list)
     _names: set[str] = field(default_factory=set)
     _literals: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
+    opset: int = OPSET
 
     def input(self, name: str, shape: Sequence[Dim], dtype: Any = np.float32) -> str:
         """Declare an input and return its name."""
@@ -128,18 +133,19 @@ class Graph:
             onnx.checker.check_model(self._skeleton(outputs))
         except onnx.checker.ValidationError as error:
             raise GraphError(f"graph {self.name!r} is not valid: {_first_line(error)}") from error
-        model = _model(self.name, self.nodes, self.inputs, self._used_constants(), outputs)
+        model = _model(self.name, self.nodes, self.inputs, self._used_constants(), outputs, self.opset)
         helper.set_model_props(model, dict(sorted((metadata or {}).items())))
         return model
 
     def digest(self) -> str:
         """Return the SHA-256 of all that the graph computes: nodes, inputs, outputs, and every constant's bytes."""
-        skeleton = _model(self.name, self.nodes, self.inputs, {}, [])
+        skeleton = _model(self.name, self.nodes, self.inputs, {}, [], self.opset)
         digest = hashlib.sha256(skeleton.SerializeToString(deterministic=True))
         digest.update(repr(self.outputs).encode())
         for name, value in sorted(self._used_constants().items()):
             digest.update(f"{name} {value.dtype.str} {value.shape}".encode())
-            digest.update(np.ascontiguousarray(value).data)
+            # As bytes, for bfloat16 arrays give no buffer of their own.
+            digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
     def copy(self, name: str) -> Graph:
@@ -152,7 +158,15 @@ class Graph:
             list(self.outputs),
             set(self._names),
             dict(self._literals),
+            self.opset,
         )
+
+    def with_shapes(self, shapes: Mapping[str, Sequence[int]]) -> Graph:
+        """Return a copy whose inputs of those names have those shapes, all dimensions fixed."""
+        copy = self.copy(self.name)
+        for name, shape in shapes.items():
+            copy.inputs[name] = (self.inputs[name][0], tuple(shape))
+        return copy
 
     def prune(self) -> None:
         """Drop the nodes and constants that no output needs."""
@@ -170,7 +184,7 @@ class Graph:
         """Return the model without the values of its weights; int64 constants stay, for they steer shapes."""
         small = {name: value for name, value in self.constants.items() if value.dtype == np.int64}
         large = {name: (v.dtype, v.shape) for name, v in self.constants.items() if name not in small}
-        return _model(self.name, self.nodes, {**self.inputs, **large}, small, outputs)
+        return _model(self.name, self.nodes, {**self.inputs, **large}, small, outputs, self.opset)
 
     def _used_constants(self) -> dict[str, NDArray[Any]]:
         used = {name for node in self.nodes for name in node.input} | set(self.outputs)
@@ -274,6 +288,7 @@ def _model(
     inputs: Mapping[str, tuple[np.dtype[Any], Shape]],
     constants: Mapping[str, NDArray[Any]],
     outputs: Sequence[onnx.ValueInfoProto],
+    opset: int,
 ) -> onnx.ModelProto:
     graph = helper.make_graph(
         list(nodes),
@@ -282,10 +297,11 @@ def _model(
         list(outputs),
         [numpy_helper.from_array(value, key) for key, value in constants.items()],
     )
+    imports = [helper.make_opsetid("", opset)]
     return helper.make_model(
         graph,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
+        opset_imports=imports,
+        ir_version=helper.find_min_ir_version_for(imports),
         producer_name="impasto",
     )
 

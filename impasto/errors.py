@@ -10,6 +10,8 @@ prints that line and exits with the class's ``exit_code``::
     │   ├── OutputError          2  an output that cannot be written: no such folder, would overwrite, not writable
     │   └── DivergenceError      2  loss or gradient not finite, and smaller steps did not help
     ├── UnavailableError         3  a backend or a package that is not installed, or cannot run here
+    │   ├── DeviceError          3  … a GPU that failed at work: the context is lost, a new one may do
+    │   └── DownloadError        3  … a file that could not be fetched (no network, cut connection)
     ├── LimitError               4  the job is larger than its limits
     │   └── StorageError         4  no space left where a file is to be written
     ├── InputError               5  an input cannot be read, or is not what it says it is
@@ -18,7 +20,6 @@ prints that line and exits with the class's ``exit_code``::
     │   ├── GraphError           5  … an ONNX graph
     │   │   └── UnsupportedOpError  5  … whose named node has no gradient rule
     │   └── EngineError          5  … a cached engine that is damaged or foreign
-    ├── DownloadError            3  a file that could not be fetched (no network, cut connection)
     └── Interrupted            130  stopped by the user; the best picture so far was written
 """
 
@@ -66,6 +67,10 @@ class UnavailableError(ImpastoError):
     """A backend or a package that is not installed or cannot run on this machine."""
 
     exit_code = 3
+
+
+class DeviceError(UnavailableError):
+    """A GPU that failed while at work."""
 
 
 class DownloadError(UnavailableError):

@@ -28,7 +28,7 @@ import stat
 import tempfile
 import uuid
 import weakref
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -107,7 +107,7 @@ class EngineCache:
         cannot be removed), and a reader that finds them gone calls `get_or_build` again.
         """
         try:
-            _require_private(self.root)
+            require_private(self.root)
         except FileNotFoundError:
             return None
         except (OSError, EngineError) as error:
@@ -142,7 +142,7 @@ class EngineCache:
         try:
             with contextlib.suppress(FileExistsError):
                 self.root.mkdir(mode=0o700, parents=True)
-            _require_private(self.root)
+            require_private(self.root)
         except (OSError, EngineError) as error:
             return self._build_outside(key, build, str(error))
         try:
@@ -188,22 +188,32 @@ class EngineCache:
                 excess -= entry.size
         return tuple(removed)
 
+    def verify(self, entry: Entry) -> None:
+        """Check an engine's place, owner and files as every use does, but leave it as it is.
+
+        Raises `EngineError` for one that is damaged or in a cache that cannot be trusted, FileNotFoundError for one
+        that is gone.
+        """
+        require_private(self.root)
+        if entry.key is None:
+            raise EngineError(f"engine {entry.path} is damaged: its {RECORD} cannot be read by this version")
+        if entry.key.digest != entry.path.name:
+            raise EngineError(f"engine {entry.path} is damaged: its key belongs to {entry.key.digest}")
+        _examine(entry.path, entry.key)
+
+    def remove(self, entries: Iterable[Entry]) -> tuple[Entry, ...]:
+        """Remove engines, and return those that were removed; what cannot be removed, as on a read-only disk, stays."""
+        return tuple(entry for entry in entries if self._remove(entry.path))
+
     def clear(self) -> tuple[Entry, ...]:
         """Remove every engine, and return those that were removed; builds under way go on."""
         self._sweep()
-        return tuple(entry for entry in self.entries() if self._remove(entry.path))
+        return self.remove(self.entries())
 
     def _sound(self, key: EngineKey) -> Path:
         """Return the engine's folder; raise FileNotFoundError if there is none, `EngineError` if it is damaged."""
         folder = self.root / key.digest
-        try:
-            _require_private(folder)
-            if _record(folder, key) != (folder / RECORD).read_bytes():
-                raise EngineError(f"engine {folder} is damaged: its files are not those that {RECORD} lists")
-        except OSError as error:
-            if not os.path.lexists(folder):
-                raise FileNotFoundError(errno.ENOENT, "no such engine", str(folder)) from None
-            raise EngineError(f"engine {folder} is damaged: {error}") from None
+        _examine(folder, key)
         with contextlib.suppress(OSError):  # a cache on a read-only disk has no order of use to keep
             os.utime(folder / RECORD)
         return folder
@@ -293,7 +303,7 @@ class EngineCache:
             lock.release()
 
 
-def _require_private(folder: Path) -> None:
+def require_private(folder: Path) -> None:
     """Raise `EngineError` unless the folder is a real one that only this user owns and can enter."""
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode):
@@ -310,6 +320,18 @@ def _require_private(folder: Path) -> None:
                 f"{folder} is open to other users (mode {stat.S_IMODE(status.st_mode):04o}): empty it and "
                 f"run chmod 700 on it, or set IMPASTO_CACHE to another place"
             )
+
+
+def _examine(folder: Path, key: EngineKey) -> None:
+    """Compare an engine's files with its record; raises as `EngineCache._sound` does."""
+    try:
+        require_private(folder)
+        if _record(folder, key) != (folder / RECORD).read_bytes():
+            raise EngineError(f"engine {folder} is damaged: its files are not those that {RECORD} lists")
+    except OSError as error:
+        if not os.path.lexists(folder):
+            raise FileNotFoundError(errno.ENOENT, "no such engine", str(folder)) from None
+        raise EngineError(f"engine {folder} is damaged: {error}") from None
 
 
 def _record(folder: Path, key: EngineKey) -> bytes:

@@ -36,7 +36,7 @@ def build_session(
     `UnavailableError` without ONNX Runtime, `GraphError` for a graph that it refuses, `EngineError` for an engine
     that it cannot load.
     """
-    ort = _import()
+    ort = import_onnxruntime()
     threads = threads or available_cpus()
     if cache is None:
         return _session(ort, graph.model().SerializeToString(), _options(ort, threads, arena), GraphError, graph.name)
@@ -57,7 +57,16 @@ def build_session(
 
 def version() -> str:
     """Return ONNX Runtime's version; raise `UnavailableError` where it is not installed."""
-    return str(_import().__version__)
+    return str(import_onnxruntime().__version__)
+
+
+def import_onnxruntime() -> Any:
+    """Return the package; raise `UnavailableError` where it cannot be imported."""
+    try:
+        import onnxruntime
+    except ImportError as cause:
+        raise UnavailableError(f"ONNX Runtime cannot be imported ({cause}): pip install onnxruntime") from cause
+    return onnxruntime
 
 
 def _key(ort: Any, graph: Graph) -> EngineKey:
@@ -92,11 +101,3 @@ def _session(
     except Exception as cause:  # ONNX Runtime's exceptions have no common base class
         first = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise error(f"ONNX Runtime refuses {name!r}: {first}") from cause
-
-
-def _import() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as cause:
-        raise UnavailableError(f"ONNX Runtime cannot be imported ({cause}): pip install onnxruntime") from cause
-    return onnxruntime

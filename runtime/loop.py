@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from impasto.runtime.problem import Evaluator, FloatArray, Losses
+from impasto.runtime.problem import Evaluator, FloatArray
 from impasto.runtime.solvers import Evaluation, Solver
 
 _EXPLODED = 1e3
@@ -49,12 +49,30 @@ class Best:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What the loop saw at one evaluation; counts are its own, from 0 and 1."""
+    """What the loop saw at one evaluation; counts are its own, from 0 and 1. ``loss`` is the sum of ``terms``."""
 
     iteration: int
     evaluation: int
-    losses: Losses
+    loss: float
+    terms: Mapping[str, float]
     improved: bool
+
+
+class Judge:
+    """Tells the evaluations that failed: not finite, or exploded.
+
+    An explosion is measured by the first loss, or by ``scale``, the size of an ordinary one, if that is larger.
+    """
+
+    def __init__(self, scale: float) -> None:
+        self._scale = scale
+        self._ceiling: float | None = None
+
+    def passes(self, loss: float, finite: bool) -> bool:
+        """Tell whether an evaluation is good, by its loss and whether its gradient is finite; the start comes first."""
+        if self._ceiling is None:
+            self._ceiling = _EXPLODED * max(loss, self._scale) or math.inf
+        return finite and math.isfinite(loss) and loss <= self._ceiling
 
 
 def descend(
@@ -69,7 +87,7 @@ def descend(
     """
     shape = best.image.shape
     best.image = best.image.copy()  # from here on it is written to in place
-    ceiling = math.inf
+    judge = Judge(scale)
     with closing(solver.minimise(best.image.reshape(-1))) as trials:
         trial = next(trials)
         count = 0
@@ -77,18 +95,16 @@ def descend(
             losses = evaluator.evaluate(trial.x.reshape(shape))
             count += 1
             loss = losses.total
-            if count == 1:
-                ceiling = _EXPLODED * max(loss, scale) or math.inf
-            failed = not (loss <= ceiling and math.isfinite(loss) and np.isfinite(losses.gradient).all())
-            improved = not failed and loss < best.loss
+            passed = judge.passes(loss, bool(np.isfinite(losses.gradient).all()))
+            improved = passed and loss < best.loss
             if improved:
                 np.copyto(best.image, trial.x.reshape(shape))
                 best.loss, best.terms = loss, losses.terms
-            yield Observation(trial.iteration, count, losses, improved)
+            yield Observation(trial.iteration, count, loss, losses.terms, improved)
             if count == max_evaluations:
                 return
             try:
-                trial = trials.send(Evaluation(math.inf if failed else loss, losses.gradient.reshape(-1)))
+                trial = trials.send(Evaluation(loss if passed else math.inf, losses.gradient.reshape(-1)))
             except StopIteration:
                 return
 

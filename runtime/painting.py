@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,14 +14,18 @@ from impasto.export.forward import check_size
 from impasto.export.objective import Objective
 from impasto.models.weights import Weights
 from impasto.runtime.backends.protocol import Backend, Plan
+from impasto.runtime.gpu.hosted import HostedEvaluator
+from impasto.runtime.gpu.loop import DeviceBest, descend_on_device
 from impasto.runtime.images import Picture, Sizing, resize, to_uint8
-from impasto.runtime.loop import Best, Step, clock, descend
+from impasto.runtime.loop import Best, Observation, Step, clock, descend
 from impasto.runtime.margin import surrounded, trimmed
 from impasto.runtime.presets import AnySolver, Preset, Stage
 from impasto.runtime.problem import Evaluator, FloatArray, Problem
 from impasto.runtime.result import Result, Stop, TracePoint, peak_memory, sums
 from impasto.runtime.solvers import LBFGS, SGD, Adam
 from impasto.runtime.targets import decoded, encoded, measure_targets
+
+AnyBest = Best | DeviceBest
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +89,7 @@ class Painting:
         self._seconds = clock()
         self._loop_seconds: Callable[[], float] | None = None
         self._trace: list[TracePoint] = []
-        self._best: Best | None = None
+        self._best: AnyBest | None = None
         self._stage: Stage | None = None
         self._losses: dict[str, float] = {}
         self._stop: Stop = "stopped"
@@ -137,7 +142,7 @@ class Painting:
             yield from self._paint(stage)
         self._stop = "done"
 
-    def _prepare(self, stage: Stage | None) -> tuple[Evaluator, Best, float, float]:
+    def _prepare(self, stage: Stage | None) -> tuple[Evaluator, AnyBest, float, float]:
         """Return a stage's evaluator, its start, the objective's unit, and the scale of losses.
 
         A method of its own, so that pictures which only the targets need are gone while the stage is painted.
@@ -153,7 +158,9 @@ class Painting:
         start = self._start(content, style, size, job.margin(stage))
         unit = _unit(objective, preset.solver)
         problem = Problem(objective.scaled(1 / unit), job.weights, targets, (content.shape[0], content.shape[1]))
-        return self._backend.prepare(problem, job.plan), Best(start), unit, problem.scale()
+        evaluator = self._backend.prepare(problem, job.plan)
+        best = DeviceBest(start) if _stays_on_device(evaluator, preset.solver) else Best(start)
+        return evaluator, best, unit, problem.scale()
 
     def _paint(self, stage: Stage | None) -> Generator[Step, None, None]:
         preset = self._job.preset
@@ -169,24 +176,25 @@ class Painting:
         def preview() -> NDArray[np.uint8]:
             return to_uint8(self._picture(best, stage))
 
-        for seen in descend(evaluator, solver, best, scale=scale, max_evaluations=preset.evaluations):
-            terms = _times(seen.losses.terms, unit)
-            if best.terms is not None:
-                self._losses = _times(best.terms, unit)
-            step = Step(
-                iteration=done.iteration + seen.iteration,
-                evaluation=done.evaluation + seen.evaluation,
-                seconds=seconds(),
-                loss=float(sum(terms.values())),
-                terms=terms,
-                best=seen.improved,
-                size=size,
-                preview=preview,
-            )
-            self._trace.append(TracePoint(step.iteration, step.evaluation, step.seconds, step.loss))
-            yield step
+        with closing(_descent(evaluator, solver, best, scale, preset.evaluations)) as descent:
+            for seen in descent:
+                terms = _times(seen.terms, unit)
+                if best.terms is not None:
+                    self._losses = _times(best.terms, unit)
+                step = Step(
+                    iteration=done.iteration + seen.iteration,
+                    evaluation=done.evaluation + seen.evaluation,
+                    seconds=seconds(),
+                    loss=float(sum(terms.values())),
+                    terms=terms,
+                    best=seen.improved,
+                    size=size,
+                    preview=preview,
+                )
+                self._trace.append(TracePoint(step.iteration, step.evaluation, step.seconds, step.loss))
+                yield step
 
-    def _picture(self, best: Best, stage: Stage | None) -> FloatArray:
+    def _picture(self, best: AnyBest, stage: Stage | None) -> FloatArray:
         """Return the best picture of a stage without its margin."""
         return trimmed(decoded(self._job.preset.objective, best.image), self._job.margin(stage))
 
@@ -206,6 +214,21 @@ class Painting:
         else:
             return encoded(preset.objective, content)
         return encoded(preset.objective, surrounded(resize(picture, size), margin))
+
+
+def _stays_on_device(evaluator: Evaluator, solver: AnySolver) -> bool:
+    return isinstance(evaluator, HostedEvaluator) and isinstance(solver, LBFGS | Adam)
+
+
+def _descent(
+    evaluator: Evaluator, solver: AnySolver, best: AnyBest, scale: float, evaluations: int | None
+) -> Generator[Observation, None, None]:
+    """Descend where the vectors are: on the device if both its evaluator and its solver are there."""
+    if isinstance(best, DeviceBest):
+        assert isinstance(evaluator, HostedEvaluator)
+        assert isinstance(solver, LBFGS | Adam)
+        return descend_on_device(evaluator.on_device, solver, best, scale=scale, max_evaluations=evaluations)
+    return descend(evaluator, solver, best, scale=scale, max_evaluations=evaluations)
 
 
 def style_size(preset: Preset, style: Picture, size: tuple[int, int], sizing: Sizing) -> tuple[int, int]:

@@ -33,8 +33,10 @@ class Stylizer:
 
     ``preset`` is a name or a `Preset`; ``weights`` a name, a path or a `Weights`, by default the preset's. The preset
     ``impasto`` paints with VGG-19 if that is in the cache, else with the filter bank (`impasto.runtime.default`).
-    ``backend`` is ``auto``, ``onnxruntime`` or ``torch``; ``plan`` is ``fused`` or ``sliced``; ``cache`` keeps engines
-    between processes (False: do not), ``threads`` is the number of CPU threads (all that are available).
+    ``backend`` is ``auto`` or one of `impasto.runtime.backends.select.BACKENDS`; ``plan`` is ``fused`` or ``sliced``,
+    by default the backend's; ``precision`` is ``fp32``, ``tf32``, ``fp16`` or ``bf16``, by default the backend's.
+    ``cache`` keeps engines between processes (False: do not), ``threads`` is the number of CPU threads (all that are
+    available).
 
     ``notes`` is what every result has to tell about these choices.
 
@@ -49,21 +51,22 @@ class Stylizer:
         *,
         weights: str | Path | Weights | None = None,
         backend: str = "auto",
-        plan: Plan = "fused",
+        plan: Plan | None = None,
+        precision: str | None = None,
         limits: Limits | None = None,
         cache: EngineCache | bool = True,
         threads: int | None = None,
     ) -> None:
-        if plan not in PLANS:
+        if plan is not None and plan not in PLANS:
             raise UnknownNameError("plan", plan, PLANS)
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}: give at least 1")
         asked, note = choose(preset, weights) if isinstance(preset, str) else (preset, None)
-        self.plan: Plan = plan
         self.limits = limits or Limits()
         self._owned = EngineCache() if cache is True else None
         engines = self._owned if isinstance(cache, bool) else cache
-        self.backend = open_backend(backend, engines, threads)
+        self.backend = open_backend(backend, engines, threads, precision)
+        self.plan: Plan = plan or self.backend.plan
         self.weights = weights if isinstance(weights, Weights) else find_weights(weights or asked.weights)
         self.preset = asked.for_weights(self.weights)
         reached = self.weights.taps

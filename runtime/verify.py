@@ -27,6 +27,7 @@ from impasto.models.conventions import CONVENTIONS
 from impasto.models.layers import IMAGE
 from impasto.models.weights import Weights
 from impasto.runtime.plans.fused import FusedPlan
+from impasto.runtime.plans.session import Arrays
 from impasto.runtime.problem import FloatArray, Problem
 from impasto.runtime.targets import encoded, measure_targets
 
@@ -109,10 +110,15 @@ class _Session:
                 str(self._path), options, providers=["CPUExecutionProvider"]
             )
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: Arrays, fixed: Arrays | None = None) -> dict[str, NDArray[Any]]:
         """Return every output by name."""
         with _typed_errors(self._path):
-            return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
+            values = self._session.run(self._outputs, {**inputs, **(fixed or {})})
+        return dict(zip(self._outputs, values, strict=True))
+
+    def close(self) -> None:
+        """Free the session."""
+        del self._session
 
 
 _Sessions = Mapping[str, _Session]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from impasto.cli import options
 from impasto.cli.console import columns, emit, emit_json, say, spoken_warnings
+
+if TYPE_CHECKING:
+    from impasto.runtime.backends.protocol import Plan
 
 
 def evaluate(
@@ -22,7 +25,8 @@ def evaluate(
     pooling: options.PoolingOption = None,
     weights: options.WeightsOption = None,
     backend: options.BackendOption = "auto",
-    plan: options.PlanOption = "fused",
+    plan: options.PlanOption = None,
+    precision: options.PrecisionOption = None,
     threads: options.Threads = None,
     gradient: Annotated[
         Path | None,
@@ -49,14 +53,19 @@ def evaluate(
     )
     limits = options.make_limits(max_file_bytes=max_file_bytes, max_pixels=max_pixels, max_long_side=max_long_side)
 
-    from impasto.runtime.backends.protocol import Plan
     from impasto.runtime.evaluate import evaluate as evaluate_picture
     from impasto.runtime.stylizer import Stylizer
 
     with (
         spoken_warnings(),
         Stylizer(
-            recipe, weights=weights, backend=backend, plan=cast(Plan, plan), limits=limits, threads=threads
+            recipe,
+            weights=weights,
+            backend=backend,
+            plan=cast("Plan | None", plan),
+            precision=precision,
+            limits=limits,
+            threads=threads,
         ) as stylizer,
     ):
         evaluated = evaluate_picture(stylizer, image, content, style)

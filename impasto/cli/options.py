@@ -69,11 +69,31 @@ WeightsOption = Annotated[
 ]
 BackendOption = Annotated[
     str,
-    typer.Option("--backend", metavar="auto|onnxruntime|torch", help="What runs the graphs.", rich_help_panel=_ENGINE),
+    typer.Option(
+        "--backend",
+        metavar="auto|NAME",
+        help="What runs the graphs: tensorrt, cuda, onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, torch, "
+        "torch-cuda; auto is the first of the first three that can run here.",
+        rich_help_panel=_ENGINE,
+    ),
 ]
 PlanOption = Annotated[
-    str,
-    typer.Option("--plan", metavar="fused|sliced", help="One graph for all, or one a slice.", rich_help_panel=_ENGINE),
+    str | None,
+    typer.Option(
+        "--plan",
+        metavar="fused|sliced",
+        help="One graph for all, or one a slice. (default: sliced on tensorrt and cuda, else fused)",
+        rich_help_panel=_ENGINE,
+    ),
+]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="fp32|tf32|fp16|bf16",
+        help="What the network computes in. (default: tf32 on GPUs, else fp32)",
+        rich_help_panel=_ENGINE,
+    ),
 ]
 Threads = Annotated[
     int | None,

@@ -50,7 +50,8 @@ def stylize(
     ] = None,
     weights: options.WeightsOption = None,
     backend: options.BackendOption = "auto",
-    plan: options.PlanOption = "fused",
+    plan: options.PlanOption = None,
+    precision: options.PrecisionOption = None,
     threads: options.Threads = None,
     quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of JPEG and WebP.")] = 95,
     save_every: Annotated[
@@ -106,7 +107,13 @@ def stylize(
         stop_on_signals() as request,
         spoken_warnings(quiet),
         Stylizer(
-            recipe, weights=weights, backend=backend, plan=cast("Plan", plan), limits=limits, threads=threads
+            recipe,
+            weights=weights,
+            backend=backend,
+            plan=cast("Plan | None", plan),
+            precision=precision,
+            limits=limits,
+            threads=threads,
         ) as stylizer,
     ):
         # Named pictures and paths alike; a path object would be looked for even if it is called "noise".

@@ -7,7 +7,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from impasto.errors import UnknownNameError
 from impasto.export.calibration import calibration_graph
 from impasto.export.graph import Graph
 from impasto.export.objective import Objective
+from impasto.export.precision import Precision
 from impasto.export.statistics import statistics_graph
 from impasto.models.conventions import pixel_space
 from impasto.models.layers import IMAGE, Filters
@@ -29,15 +30,29 @@ _WARM = 3
 """How many graphs are kept: those that calibrate and measure pictures, and the objective's at the last size."""
 
 
+class Closeable(Protocol):
+    """What is kept warm."""
+
+    def close(self) -> None:
+        """Free it."""
+        ...
+
+
 class GraphBackend(ABC):
     """A backend that compiles and runs ONNX graphs; subclasses say how."""
 
     name: str
-    precision: str
+    plan: Plan = "fused"
 
-    def __init__(self) -> None:
-        self._warm: OrderedDict[Hashable, Any] = OrderedDict()
+    def __init__(self, precision: str = "fp32") -> None:
+        self.precision = precision
+        self._warm: OrderedDict[Hashable, Closeable] = OrderedDict()
         self._lock = threading.Lock()
+
+    @property
+    def network_precision(self) -> Precision:
+        """The type that graphs compute in; tf32 is float32 with a promise less."""
+        return cast("Precision", "fp32" if self.precision == "tf32" else self.precision)
 
     @abstractmethod
     def compile(self, graph: Graph, *, once: bool = False) -> Session:
@@ -77,7 +92,9 @@ class GraphBackend(ABC):
         def make() -> Session:
             # One graph for all of the objective's taps and any size: both pictures of every job share the session.
             space = pixel_space(objective.convention)
-            graph = statistics_graph(weights, every, statistics, pooling=objective.pooling, space=space)
+            graph = statistics_graph(
+                weights, every, statistics, pooling=objective.pooling, space=space, precision=self.network_precision
+            )
             return self.compile(graph, once=True)
 
         key = ("measure", weights.sha256, objective.pooling, objective.convention, every, tuple(statistics.items()))
@@ -93,33 +110,41 @@ class GraphBackend(ABC):
 
     def prepare(self, problem: Problem, plan: Plan) -> Evaluator:
         """Return an evaluator, as `Backend.prepare` says."""
-        objective, weights = problem.objective, problem.weights
-        structure = (
-            weights.sha256,
-            tuple(objective.content),
-            tuple((tap, objective.statistic(tap)) for tap in objective.style),
-            objective.tv_form if objective.tv else None,
-            objective.pooling,
-            objective.convention,
-            problem.shape,
-        )
+        key = (plan, structure(problem))
         if plan == "fused":
-            session: Session = self._kept(("fused", structure), lambda: FusedPlan.compile(problem, self.compile))
+            session: Session = self._kept(key, lambda: FusedPlan.compile(problem, self.compile))
             return FusedPlan(problem, session)
         if plan == "sliced":
-            slices: SliceSessions = self._kept(("sliced", structure), lambda: SlicedPlan.compile(problem, self.compile))
+            slices: SliceSessions = self._kept(key, lambda: SlicedPlan.compile(problem, self.compile))
             return SlicedPlan(problem, slices)
         raise UnknownNameError("plan", plan, PLANS)
 
     def close(self) -> None:
         """Free the sessions that were kept warm."""
-        self._warm.clear()
+        with self._lock:
+            while self._warm:
+                self._warm.popitem()[1].close()
 
     def _kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Return what ``make`` returned for the key before, or make it now; what was not used for longest goes."""
         with self._lock:
             if key not in self._warm:
                 while len(self._warm) >= _WARM:
-                    self._warm.popitem(last=False)
+                    self._warm.popitem(last=False)[1].close()
                 self._warm[key] = make()
             self._warm.move_to_end(key)
             return self._warm[key]
+
+
+def structure(problem: Problem) -> Hashable:
+    """Return what the graphs of a problem depend on; problems of one structure differ only in what graphs are fed."""
+    objective = problem.objective
+    return (
+        problem.weights.sha256,
+        tuple(objective.content),
+        tuple((tap, objective.statistic(tap)) for tap in objective.style),
+        objective.tv_form if objective.tv else None,
+        objective.pooling,
+        objective.convention,
+        problem.shape,
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,13 @@ from impasto.export.graph import Graph
 from impasto.optimize.cache import EngineCache
 from impasto.optimize.onnxruntime import build_session, version
 from impasto.runtime.backends.graphs import GraphBackend
-from impasto.runtime.plans.session import Session
+from impasto.runtime.plans.session import Arrays, Session
 
 
 class OnnxRuntimeBackend(GraphBackend):
     """Runs graphs by ONNX Runtime's CPU provider in float32; engines come from ``cache`` if one is given."""
 
     name = "onnxruntime"
-    precision = "fp32"
 
     def __init__(self, cache: EngineCache | None = None, threads: int | None = None) -> None:
         """Raise `UnavailableError` where ONNX Runtime is not installed."""
@@ -46,9 +44,9 @@ class _Session:
         self._outputs = list(graph.outputs)
         self._session = session
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: Arrays, fixed: Arrays | None = None) -> dict[str, NDArray[Any]]:
         """Run the graph once."""
-        contiguous = {name: np.require(value, requirements="C") for name, value in inputs.items()}
+        contiguous = {name: np.require(v, requirements="C") for name, v in {**inputs, **(fixed or {})}.items()}
         try:
             values = self._session.run(self._outputs, contiguous)
         except Exception as cause:  # ONNX Runtime's exceptions have no common base class
@@ -57,3 +55,7 @@ class _Session:
                 raise LimitError(f"out of memory in {self._name!r}: lower --size, or close other programs") from cause
             raise GraphError(f"ONNX Runtime cannot run {self._name!r}: {reason}") from cause
         return dict(zip(self._outputs, values, strict=True))
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None

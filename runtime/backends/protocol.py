@@ -36,12 +36,14 @@ class Measured:
 class Backend(Protocol):
     """What executes graphs: the same few verbs for every runtime.
 
-    ``name`` and ``precision`` are shown in results. Backends keep what they compiled, so that the next job of the
-    same shape starts warm, until `close`. They are not thread-safe: one job at a time.
+    ``name`` and ``precision`` are shown in results; ``plan`` is the one to take where nobody names one. Backends keep
+    what they compiled, so that the next job of the same shape starts warm, until `close`. They are not thread-safe:
+    one job at a time.
     """
 
     name: str
     precision: str
+    plan: Plan
 
     def calibrate(self, weights: Weights, objective: Objective, image: FloatArray) -> Calibration:
         """Return scale and threshold of every `Filters` layer that the objective needs, for the style picture.

@@ -7,10 +7,13 @@ what every other backend is tested against.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from impasto.errors import UsageError
+from impasto.errors import UnavailableError, UsageError
 from impasto.export.objective import Objective
 from impasto.models.conventions import pixel_space
 from impasto.models.reference import Reference
@@ -20,19 +23,27 @@ from impasto.runtime.problem import Evaluator, FloatArray, Losses, Problem
 
 
 class TorchBackend:
-    """Runs the reference on the CPU; float64 if asked, otherwise float32."""
+    """Runs the reference on the CPU or a GPU; float64 if asked, otherwise float32.
 
-    name = "torch"
+    Raises `UnavailableError` for a GPU that torch does not see.
+    """
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+    plan: Plan = "fused"
+
+    def __init__(self, dtype: torch.dtype = torch.float32, device: Literal["cpu", "cuda"] = "cpu") -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UnavailableError(
+                f"torch {torch.__version__} sees no GPU: install a build of torch for CUDA and an NVIDIA driver"
+            )
+        self.name = "torch" if device == "cpu" else "torch-cuda"
         self.precision = {torch.float32: "fp32", torch.float64: "fp64"}[dtype]
-        self._dtype = dtype
+        self._place = _Place(dtype, torch.device(device))
 
     def calibrate(self, weights: Weights, objective: Objective, image: FloatArray) -> Calibration:
         """Calibrate filters, as `Backend.calibrate` says."""
-        network = _network(weights, objective, objective.taps, self._dtype)
-        with torch.no_grad():
-            found = network.calibrate(torch.from_numpy(image).to(self._dtype))
+        network = _network(weights, objective, objective.taps, self._place)
+        with torch.no_grad(), _exact_products():
+            found = network.calibrate(self._place(image))
         return {name: _numpy(value) for name, value in found.items()}
 
     def measure(
@@ -45,10 +56,10 @@ class TorchBackend:
         calibration: Calibration,
     ) -> Measured:
         """Measure targets, as `Backend.measure` says."""
-        network = _network(weights, objective, (*content, *style), self._dtype)
+        network = _network(weights, objective, (*content, *style), self._place)
         measured, means = {}, {}
-        with torch.no_grad():
-            taps = network(torch.from_numpy(image).to(self._dtype), _tensors(calibration, self._dtype))
+        with torch.no_grad(), _exact_products():
+            taps = network(self._place(image), _tensors(calibration, self._place))
             for tap in style:
                 if objective.statistic(tap) == "covariance":
                     covariance, mean = _covariance(taps[tap])
@@ -61,7 +72,7 @@ class TorchBackend:
         """Return an evaluator by autograd, which is one plan: fused."""
         if plan != "fused":
             raise UsageError(f"backend torch has no plan {plan!r}: choose fused, or backend onnxruntime")
-        return _Evaluator(problem, self._dtype)
+        return _Evaluator(problem, self._place)
 
     def versions(self) -> dict[str, str]:
         """Return torch's version."""
@@ -71,20 +82,35 @@ class TorchBackend:
         """Nothing is kept."""
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where tensors are, and of which type."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+    def __call__(self, array: FloatArray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device, self.dtype)
+
+
 class _Evaluator:
-    def __init__(self, problem: Problem, dtype: torch.dtype) -> None:
+    def __init__(self, problem: Problem, place: _Place) -> None:
         self._objective = problem.objective
-        self._dtype = dtype
-        self._network = _network(problem.weights, problem.objective, problem.objective.taps, dtype)
+        self._place = place
+        self._network = _network(problem.weights, problem.objective, problem.objective.taps, place)
         self._targets = problem.targets
-        self._content = _tensors(problem.targets.content, dtype)
-        self._style = _tensors(problem.targets.style, dtype)
-        self._means = _tensors(problem.targets.means, dtype)
-        self._calibration = _tensors(problem.targets.calibration, dtype)
+        self._content = _tensors(problem.targets.content, place)
+        self._style = _tensors(problem.targets.style, place)
+        self._means = _tensors(problem.targets.means, place)
+        self._calibration = _tensors(problem.targets.calibration, place)
 
     def evaluate(self, image: FloatArray) -> Losses:
         """Return losses and gradient, as `Evaluator.evaluate` says."""
-        x = torch.from_numpy(image).to(self._dtype).requires_grad_()
+        with _exact_products():
+            return self._evaluate(image)
+
+    def _evaluate(self, image: FloatArray) -> Losses:
+        x = self._place(image).requires_grad_()
         taps = self._network(x, self._calibration)
         objective = self._objective
         terms = {}
@@ -104,8 +130,15 @@ class _Evaluator:
         return Losses({name: float(value.detach()) for name, value in terms.items()}, _numpy(x.grad))
 
 
-def _network(weights: Weights, objective: Objective, taps: tuple[str, ...], dtype: torch.dtype) -> Reference:
-    return Reference(weights, taps, objective.pooling, pixel_space(objective.convention), dtype)
+def _exact_products() -> AbstractContextManager[None]:
+    """On a GPU, keep convolutions from rounding float32 to TensorFloat-32, torch's default: this is the reference."""
+    context: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    return context
+
+
+def _network(weights: Weights, objective: Objective, taps: tuple[str, ...], place: _Place) -> Reference:
+    space = pixel_space(objective.convention)
+    return Reference(weights, taps, objective.pooling, space, place.dtype).to(place.device)
 
 
 def _gram(features: torch.Tensor) -> torch.Tensor:
@@ -184,10 +217,10 @@ def _total_variation(objective: Objective, image: torch.Tensor) -> torch.Tensor:
             return (dx[:, :, :-1].square() + dy[:, :, :, :-1].square()).pow(1.25).sum()
 
 
-def _tensors(arrays: Mapping[str, FloatArray], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(value).to(dtype) for name, value in arrays.items()}
+def _tensors(arrays: Mapping[str, FloatArray], place: _Place) -> dict[str, torch.Tensor]:
+    return {name: place(value) for name, value in arrays.items()}
 
 
 def _numpy(tensor: torch.Tensor) -> FloatArray:
-    array: FloatArray = tensor.detach().float().numpy()
+    array: FloatArray = tensor.detach().float().cpu().numpy()
     return array

@@ -21,7 +21,7 @@ class FusedPlan:
         """Take a session that `compile` made for a problem of the same structure and shape."""
         self._session = session
         self._terms = problem.objective.terms
-        self._inputs = _inputs(problem)
+        self._inputs = graph_inputs(problem)
 
     @staticmethod
     def compile(problem: Problem, compile: Compile) -> Session:
@@ -30,11 +30,12 @@ class FusedPlan:
 
     def evaluate(self, image: FloatArray) -> Losses:
         """Return losses and gradient, as `Evaluator.evaluate` says."""
-        outputs = self._session.run({IMAGE: image, **self._inputs})
+        outputs = self._session.run({IMAGE: image}, self._inputs)
         return Losses({term: float(outputs[f"loss.{term}"]) for term in self._terms}, outputs[GRADIENT])
 
 
-def _inputs(problem: Problem) -> dict[str, NDArray[Any]]:
+def graph_inputs(problem: Problem) -> dict[str, NDArray[Any]]:
+    """Return every input of the problem's fused graph but the image, float32."""
     objective, targets = problem.objective, problem.targets
     positions = {tap: problem.positions(tap) for tap in objective.style}
     inputs: dict[str, NDArray[Any]] = dict(targets.calibration)

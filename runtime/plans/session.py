@@ -9,12 +9,22 @@ from numpy.typing import NDArray
 
 from impasto.export.graph import Graph
 
+Arrays = Mapping[str, NDArray[Any]]
+
 
 class Session(Protocol):
     """One graph, ready to run."""
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Return every output by name; ``inputs`` are contiguous arrays of the graph's types and shapes."""
+    def run(self, inputs: Arrays, fixed: Arrays | None = None) -> dict[str, NDArray[Any]]:
+        """Return every output by name; inputs are contiguous arrays of the graph's types and shapes.
+
+        ``fixed`` are further inputs, by a mapping that is the same object at every run of a job and whose arrays do not
+        change: a session on a device uploads them once.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the session holds."""
         ...
 
 

@@ -23,9 +23,9 @@ from impasto.runtime.solvers.protocol import (
 from impasto.runtime.solvers.recovery import Failures
 from impasto.runtime.solvers.wolfe import Point, strong_wolfe
 
-_MIN_COSINE = 1e-6
+MIN_COSINE = 1e-6
 """Least s·y / |s||y| of a pair that is kept; below, float32 rounding of y may have decided its sign."""
-_MAX_STALLED = 10
+MAX_STALLED = 10
 """Iterations without a new lowest loss after which the rest is rounding."""
 
 
@@ -72,7 +72,7 @@ class LBFGS:
         history = History(min(self.history, self.iterations), x.size)
         iteration, stalled, paired = 1, 0, False
 
-        while iteration <= self.iterations and stalled < _MAX_STALLED:
+        while iteration <= self.iterations and stalled < MAX_STALLED:
             history.direction(line.gradient, out=line.direction)
             found = yield from self._search(line, loss, None if paired else self.first_step, iteration, failures)
             if found is None:
@@ -85,7 +85,7 @@ class LBFGS:
             loss = found
             line.pair(history.step, history.change)
             sy, ss, yy = history.curvature()
-            if sy > _MIN_COSINE * math.sqrt(ss * yy) > 0:
+            if sy > MIN_COSINE * math.sqrt(ss * yy) > 0:
                 history.keep()
                 paired = True
             line.advance()

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 from impasto.errors import DivergenceError
-from impasto.runtime.solvers.protocol import Evaluation
 
 MAX_FAILURES = 10
 """Failed evaluations in a row at which a solver raises `DivergenceError`."""
+
+
+class HasLoss(Protocol):
+    """An evaluation, wherever its gradient is."""
+
+    @property
+    def loss(self) -> float:
+        """The loss, not finite where the evaluation failed."""
+        ...
 
 
 class Failures:
@@ -18,7 +27,7 @@ class Failures:
         self._remedy = remedy
         self.in_a_row = 0
 
-    def passed(self, evaluation: Evaluation, iteration: int) -> bool:
+    def passed(self, evaluation: HasLoss, iteration: int) -> bool:
         """Tell whether the evaluation can be used.
 
         Raises `DivergenceError` if it is the last of `MAX_FAILURES` failed ones in a row, or the start's.

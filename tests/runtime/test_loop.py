@@ -70,7 +70,7 @@ def test_keeps_the_best_iterate(solver):
     start = START.copy()
     best = Best(start)
     seen = run(Bowl(), solver, best)
-    losses = [observation.losses.total for observation in seen]
+    losses = [observation.loss for observation in seen]
     assert best.loss == min(losses)
     assert best.loss < 0.01 * losses[0]
     # The image kept is the one of that loss, and its terms add up to it.
@@ -89,8 +89,8 @@ def test_counts_evaluations_and_iterations(solver):
     assert iterations == sorted(iterations)
     lowest = math.inf
     for observation in seen:
-        assert observation.improved == (observation.losses.total < lowest)
-        lowest = min(lowest, observation.losses.total)
+        assert observation.improved == (observation.loss < lowest)
+        lowest = min(lowest, observation.loss)
 
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
@@ -113,7 +113,7 @@ def test_recovers_from_failures_here_and_there(solver, kind, seed):
     failed = [observation for observation in seen if observation.evaluation in failing]
     assert len(failed) == 3
     assert not any(observation.improved for observation in failed)
-    good = [observation.losses.total for observation in seen if observation.evaluation not in failing]
+    good = [observation.loss for observation in seen if observation.evaluation not in failing]
     assert best.loss == min(good) == Bowl.true(best.image).total
     assert best.loss < 0.5 * good[0]
     assert any(observation.improved for observation in seen[max(failing) :])
@@ -124,7 +124,7 @@ def test_gives_up_where_nothing_helps_and_keeps_the_best(solver):
     bowl = Bowl(lambda count, losses: losses if count <= 4 else spoiled(losses, "nan"))
     best, losses = Best(START.copy()), []
     with pytest.raises(DivergenceError, match="10 times in a row"):
-        losses.extend(o.losses.total for o in descend(bowl, solver, best, max_evaluations=BUDGET))
+        losses.extend(o.loss for o in descend(bowl, solver, best, max_evaluations=BUDGET))
     assert best.loss == min(losses[:4])
     assert Bowl.true(best.image).total == best.loss
 
@@ -185,7 +185,7 @@ def test_closing_it_stops_the_solver_and_keeps_the_best(solver):
     threads = threading.active_count()
     bowl, best = Bowl(), Best(START.copy())
     steps = descend(bowl, solver, best)
-    losses = [next(steps).losses.total for _ in range(3)]
+    losses = [next(steps).loss for _ in range(3)]
     steps.close()
     assert bowl.count == 3
     assert threading.active_count() == threads
@@ -203,7 +203,7 @@ def test_what_an_evaluation_raises_comes_through_and_leaves_the_best(solver, err
     threads = threading.active_count()
     best, losses = Best(START.copy()), []
     with pytest.raises(error):
-        losses.extend(observation.losses.total for observation in descend(Bowl(spoil), solver, best))
+        losses.extend(observation.loss for observation in descend(Bowl(spoil), solver, best))
     assert len(losses) == 3
     assert best.loss == min(losses) == Bowl.true(best.image).total
     assert threading.active_count() == threads

@@ -1,0 +1,1 @@
+"""What stays on the device: memory, compiled graphs, kernels' launches, the solvers and the loop."""

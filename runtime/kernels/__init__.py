@@ -1,0 +1,1 @@
+"""CUDA kernels, `<name>.cu`, and beside each the launcher that knows its arguments, `<name>.py`."""
