@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from impasto.models.taps import resolve_tap
 from impasto.models.weights import Weights
 from impasto.optimize.cache import EngineCache
 from impasto.runtime.backends.protocol import PLANS, Plan
-from impasto.runtime.backends.select import open_backend
+from impasto.runtime.backends.select import open_automatic, open_backend
 from impasto.runtime.default import choose
 from impasto.runtime.images import Sizing
 from impasto.runtime.limits import Limits
@@ -36,9 +36,10 @@ class Stylizer:
     ``backend`` is ``auto`` or one of `impasto.runtime.backends.select.BACKENDS`; ``plan`` is ``fused`` or ``sliced``,
     by default the backend's; ``precision`` is ``fp32``, ``tf32``, ``fp16`` or ``bf16``, by default the backend's.
     ``cache`` keeps engines between processes (False: do not), ``threads`` is the number of CPU threads (all that are
-    available).
+    available), ``engine_options`` are those of `open_backend`.
 
-    ``notes`` is what every result has to tell about these choices.
+    ``notes`` is what every result has to tell about these choices; ``passed_over`` says why ``auto`` did not take the
+    backends that it prefers.
 
     One job at a time: a second thread that asks meanwhile gets a `UsageError`. Raises `UnknownNameError` for unknown
     names, `MissingTapError` for a preset that needs more than the weights have, `UnavailableError` for weights that
@@ -56,6 +57,7 @@ class Stylizer:
         limits: Limits | None = None,
         cache: EngineCache | bool = True,
         threads: int | None = None,
+        engine_options: Mapping[str, object] | None = None,
     ) -> None:
         if plan is not None and plan not in PLANS:
             raise UnknownNameError("plan", plan, PLANS)
@@ -65,7 +67,11 @@ class Stylizer:
         self.limits = limits or Limits()
         self._owned = EngineCache() if cache is True else None
         engines = self._owned if isinstance(cache, bool) else cache
-        self.backend = open_backend(backend, engines, threads, precision)
+        self.passed_over: dict[str, str] = {}
+        if backend == "auto":
+            self.backend, self.passed_over = open_automatic(engines, threads, precision, engine_options)
+        else:
+            self.backend = open_backend(backend, engines, threads, precision, engine_options)
         self.plan: Plan = plan or self.backend.plan
         self.weights = weights if isinstance(weights, Weights) else find_weights(weights or asked.weights)
         self.preset = asked.for_weights(self.weights)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from benchmarks.gpu.findings import Check, Part
 from benchmarks.report import Table
 
+_SIZE = re.compile(r" \d+(?:×\d+)?\b")
+
 
 def document(gpu: str, date: str, parts: Mapping[str, Part], quick: bool) -> str:
     """Return the whole report: the verdict, what is wrong and what was skipped, the targets, then each part."""
@@ -51,7 +53,20 @@ def file_stem(gpu: str, date: str) -> str:
 
 
 def _checks(checks: list[Check]) -> Table:
-    rows = tuple(
-        (c.what, f"{c.error:.2g}", f"{c.bound:.2g}", c.unit, "yes" if c.right else "**no**") for c in checks
-    )
-    return Table(("check", "error", "at most", "unit", "right"), rows)
+    """Return a row for the checks that differ only in their sizes: the one that is nearest its bound."""
+    groups: dict[str, list[Check]] = {}
+    for check in checks:
+        groups.setdefault(_SIZE.sub("", check.what), []).append(check)
+    rows = []
+    for name, group in groups.items():
+        c = max(group, key=_nearness)
+        right = sum(check.right for check in group)
+        cells = f"{right} of {len(group)}", " ".join(_SIZE.findall(c.what)).strip(), f"{c.error:.2g}", f"{c.bound:.2g}", c.unit
+        rows.append((name if right == len(group) else f"**{name}**", *cells))
+    return Table(("checks", "right", "nearest its bound", "error", "at most", "unit"), tuple(rows))
+
+
+def _nearness(check: Check) -> tuple[bool, float]:
+    """Order checks: wrong ones last, then by the share of the bound that the error takes."""
+    share = check.error / check.bound if check.bound else check.error
+    return not check.right, share if check.right else 0.0

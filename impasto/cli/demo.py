@@ -54,7 +54,7 @@ def demo(
     style = read_image((pictures / "style.jpg").read_bytes())
     with stop_on_signals() as request, spoken_warnings(quiet), Stylizer(FILTERBANK) as stylizer:
         painting = stylizer.begin(content.rgb, style.rgb, size=DEMO_SIZE)
-        result = paint(painting, stylizer.preset, request, quiet)
+        result = paint(painting, stylizer, request, quiet)
         result.save(painting_path, overwrite=True)
         write_image(contact_path, side_by_side([content.rgb, style.rgb, result.image]), overwrite=True)
     if not quiet:

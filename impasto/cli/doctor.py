@@ -13,12 +13,25 @@ from impasto.cli import options
 from impasto.cli.console import emit, emit_json, human_bytes
 from impasto.errors import OutputError, UnavailableError
 
-_PACKAGES = ("numpy", "onnx", "onnxruntime", "pillow", "safetensors", "scipy", "torch", "h5py", "openvino", "tensorrt")
+_PACKAGES = (
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "pillow",
+    "safetensors",
+    "scipy",
+    "torch",
+    "h5py",
+    "openvino",
+    "tensorrt",
+    "pycuda",
+)
 
 # The instruction sets that convolutions are chosen by: vectors, and products in bfloat16.
 _FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
 
-_LATER = ("openvino", "tensorrt")
+_LATER = ("openvino",)
 
 
 def doctor(json: options.Json = False) -> None:

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from impasto.cli import options
+from impasto.cli.build_progress import build_progress
 from impasto.cli.console import columns, emit, emit_json, human_age, human_bytes, say, spoken_warnings
+from impasto.cli.progress import progress
 from impasto.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
     from impasto.optimize.cache import Entry
+    from impasto.runtime.backends.protocol import Plan
 
 app = typer.Typer(help="Engines: graphs compiled for this machine, kept in the cache.")
 
@@ -29,21 +32,35 @@ def build(
     preset: options.PresetOption = options.DEFAULT_PRESET,
     weights: options.WeightsOption = None,
     backend: options.BackendOption = "auto",
-    plan: options.PlanOption = "fused",
+    plan: options.PlanOption = None,
+    precision: options.PrecisionOption = None,
+    engine_option: options.EngineOptions = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Compile what painting pictures of given sizes needs, so that the first job does not wait for it.
 
-    Engines for other sizes are compiled when they are first needed.
+    For the GPU where there is one: TensorRT's engines and the kernels. Engines for other sizes are compiled when they
+    are first needed.
     """
-    from impasto.runtime.backends.protocol import Plan
     from impasto.runtime.stylizer import Stylizer
 
     sizes = [_parse(text) for text in size or ["512x512"]]
     with (
         spoken_warnings(quiet),
-        Stylizer(preset, weights=weights, backend=backend, plan=cast("Plan", plan)) as stylizer,
+        Stylizer(
+            preset,
+            weights=weights,
+            backend=backend,
+            plan=cast("Plan | None", plan),
+            precision=precision,
+            engine_options=options.make_engine_options(engine_option),
+        ) as stylizer,
+        progress("engines", quiet) as update,
+        build_progress(stylizer.backend, update),
     ):
+        if not quiet:
+            for name, reason in stylizer.passed_over.items():
+                say(f"not {name}: {reason}")
         for width, height in sizes:
             stylizer.warm_up(width, height)
             if not quiet:

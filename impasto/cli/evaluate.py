@@ -27,6 +27,7 @@ def evaluate(
     backend: options.BackendOption = "auto",
     plan: options.PlanOption = None,
     precision: options.PrecisionOption = None,
+    engine_option: options.EngineOptions = None,
     threads: options.Threads = None,
     gradient: Annotated[
         Path | None,
@@ -66,6 +67,7 @@ def evaluate(
             precision=precision,
             limits=limits,
             threads=threads,
+            engine_options=options.make_engine_options(engine_option),
         ) as stylizer,
     ):
         evaluated = evaluate_picture(stylizer, image, content, style)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from impasto.cli.console import say
+from impasto.errors import UsageError
 
 if TYPE_CHECKING:
     from impasto.export.forward import Pooling
@@ -95,6 +96,16 @@ PrecisionOption = Annotated[
         rich_help_panel=_ENGINE,
     ),
 ]
+EngineOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine-option",
+        metavar="NAME=VALUE",
+        help="How TensorRT builds: level=0..5 (how hard it searches), workspace=BYTES, refit=true. Repeatable; engines "
+        "built with other options are other engines.",
+        rich_help_panel=_ENGINE,
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(min=1, help="CPU threads; by default all that are available.", rich_help_panel=_ENGINE),
@@ -136,6 +147,19 @@ def make_preset(
     if solver is not None:
         preset = preset.with_solver(solver)
     return preset.with_weights(content_weight, style_weight, tv_weight)
+
+
+def make_engine_options(given: list[str] | None) -> dict[str, object]:
+    """Return ``NAME=VALUE`` options with their values as numbers and truth values; raise `UsageError` for others."""
+    found: dict[str, object] = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not (equals and (value in ("true", "false") or value.isdecimal())):
+            raise UsageError(
+                f"engine option {text!r}: give NAME=VALUE, such as level=5, workspace=1000000000, refit=true"
+            )
+        found[name] = int(value) if value.isdecimal() else value == "true"
+    return found
 
 
 def make_limits(**given: int | None) -> Limits:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from impasto.cli.build_progress import build_progress
 from impasto.cli.console import say
 from impasto.cli.progress import progress
 from impasto.errors import Interrupted
@@ -15,8 +16,8 @@ from impasto.errors import Interrupted
 if TYPE_CHECKING:
     from impasto.runtime.loop import Step
     from impasto.runtime.painting import Painting
-    from impasto.runtime.presets import Preset
     from impasto.runtime.result import Result
+    from impasto.runtime.stylizer import Stylizer
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -63,17 +64,22 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 
 def paint(
-    painting: Painting, preset: Preset, request: StopRequest, quiet: bool, each: Callable[[Step], None] | None = None
+    painting: Painting,
+    stylizer: Stylizer,
+    request: StopRequest,
+    quiet: bool,
+    each: Callable[[Step], None] | None = None,
 ) -> Result:
-    """Run a painting to its end, or to the evaluation in which a stop is requested; return the best picture.
+    """Run a stylizer's painting to its end, or to the evaluation in which a stop is requested; return the best picture.
 
-    ``preset`` is the job's, whose length the progress is measured by; ``each`` is called with every step. Raises
+    Progress is measured by the length of the stylizer's preset; ``each`` is called with every step. Raises
     KeyboardInterrupt when stopped before the first evaluation.
     """
+    preset = stylizer.preset
     total = preset.total_iterations()
     # L-BFGS-B and torch's L-BFGS are limited by evaluations.
     by_iteration = bool(preset.stages) or hasattr(preset.solver, "iterations")
-    with progress("painting", quiet) as update:
+    with progress("painting", quiet) as update, build_progress(stylizer.backend, update):
         for step in painting:
             request.armed = True
             count = step.iteration if by_iteration else step.evaluation

@@ -52,6 +52,7 @@ def stylize(
     backend: options.BackendOption = "auto",
     plan: options.PlanOption = None,
     precision: options.PrecisionOption = None,
+    engine_option: options.EngineOptions = None,
     threads: options.Threads = None,
     quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of JPEG and WebP.")] = 95,
     save_every: Annotated[
@@ -114,12 +115,13 @@ def stylize(
             precision=precision,
             limits=limits,
             threads=threads,
+            engine_options=options.make_engine_options(engine_option),
         ) as stylizer,
     ):
         # Named pictures and paths alike; a path object would be looked for even if it is called "noise".
         painting = stylizer.begin(content, style, size=size, init=init, seed=seed)
         each = None if snapshots is None else snapshots.of(painting)
-        result = paint(painting, stylizer.preset, request, quiet, each)
+        result = paint(painting, stylizer, request, quiet, each)
         result.save(output, quality=quality, overwrite=force)
     width, height = result.size
     if not quiet:

@@ -43,6 +43,7 @@ class GraphBackend(ABC):
 
     name: str
     plan: Plan = "fused"
+    progress: Callable[[str, int, int], None] | None = None
 
     def __init__(self, precision: str = "fp32") -> None:
         self.precision = precision

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -44,6 +44,8 @@ class Backend(Protocol):
     name: str
     precision: str
     plan: Plan
+    progress: Callable[[str, int, int], None] | None
+    """Called while something is compiled for minutes: a phase, how many of its steps are done, of how many."""
 
     def calibrate(self, weights: Weights, objective: Objective, image: FloatArray) -> Calibration:
         """Return scale and threshold of every `Filters` layer that the objective needs, for the style picture.

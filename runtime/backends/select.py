@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib.util import find_spec
 
 from impasto.errors import UnavailableError, UnknownNameError, UsageError
@@ -20,27 +20,34 @@ BACKENDS = (
 )
 """Every backend; ``auto`` takes the first of `_AUTOMATIC` that can run here."""
 
-_AUTOMATIC = ("tensorrt", "cuda", "onnxruntime")
-_GPU_PACKAGES = {"tensorrt": ("tensorrt", "pycuda"), "cuda": ("pycuda",)}
+_AUTOMATIC = {"tensorrt": ("tensorrt", "pycuda"), "cuda": ("pycuda",), "onnxruntime": ()}
+"""With the packages without which there is no point in trying."""
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 
 
 def open_backend(
-    name: str = "auto", cache: EngineCache | None = None, threads: int | None = None, precision: str | None = None
+    name: str = "auto",
+    cache: EngineCache | None = None,
+    threads: int | None = None,
+    precision: str | None = None,
+    engine_options: Mapping[str, object] | None = None,
 ) -> Backend:
     """Return the backend of that name, or for ``auto`` the preferred one of those that can run here.
 
     A backend that is asked for by name is used, or this raises. ``precision`` is by default the backend's own: tf32 on
-    GPUs, fp32 elsewhere. ``threads`` is for backends that run on the CPU.
+    GPUs, fp32 elsewhere. ``threads`` is for backends that run on the CPU; ``engine_options`` are the fields of
+    `impasto.optimize.tensorrt.BuildOptions`, other than ``tf32``.
 
     Raises `UnknownNameError` for an unknown name, `UnavailableError` where what it needs is not here, `UsageError` for
     a precision that the backend does not have.
     """
     if precision is not None and precision not in PRECISIONS:
         raise UnknownNameError("precision", precision, PRECISIONS)
-    if name == "auto":
-        return _first(_AUTOMATIC, cache, threads, precision)
+    if engine_options and name not in ("auto", "tensorrt"):
+        raise UsageError(f"backend {name} has no engine options: they are TensorRT's")
     match name:
+        case "auto":
+            return open_automatic(cache, threads, precision, engine_options)[0]
         case "onnxruntime":
             from impasto.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
@@ -64,19 +71,36 @@ def open_backend(
         case "tensorrt":
             from impasto.runtime.backends.tensorrt import TensorRTBackend
 
-            return TensorRTBackend(cache, precision)
+            return TensorRTBackend(cache, precision, options=engine_options)
     raise UnknownNameError("backend", name, ("auto", *BACKENDS))
 
 
-def _first(names: Sequence[str], cache: EngineCache | None, threads: int | None, precision: str | None) -> Backend:
-    """Open the first that can run; GPUs are looked for only where the packages for them were installed."""
-    for name in names[:-1]:
-        if all(find_spec(package) for package in _GPU_PACKAGES[name]):
-            try:
-                return open_backend(name, cache, threads, precision)
-            except UnavailableError:
-                continue
-    return open_backend(names[-1], cache, threads, precision)
+def open_automatic(
+    cache: EngineCache | None = None,
+    threads: int | None = None,
+    precision: str | None = None,
+    engine_options: Mapping[str, object] | None = None,
+) -> tuple[Backend, dict[str, str]]:
+    """Return the backend that ``auto`` stands for here, and why not the ones before it, by name.
+
+    GPUs are looked for only where the packages for them are installed. A precision or options that only GPUs have rule
+    out the CPU: then what is missing is an `UnavailableError`.
+    """
+    passed: dict[str, str] = {}
+    for name, packages in _AUTOMATIC.items():
+        missing = [package for package in packages if find_spec(package) is None]
+        if missing:
+            passed[name] = f"{' and '.join(missing)} not installed"
+            continue
+        options = engine_options if name == "tensorrt" else None
+        try:
+            return open_backend(name, cache, threads, precision, options), passed
+        except UnavailableError as error:
+            passed[name] = str(error)
+        except UsageError as error:
+            reasons = "; ".join(f"{other}: {reason}" for other, reason in passed.items())
+            raise UnavailableError(f"{error}, and no GPU backend can run here ({reasons})") from error
+    raise UnavailableError("; ".join(f"{name}: {reason}" for name, reason in passed.items()))
 
 
 def _require_fp32(name: str, precision: str | None) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import fields
 
+from impasto.errors import UsageError
 from impasto.export.graph import Graph
 from impasto.optimize.cache import EngineCache
 from impasto.optimize.gpus import GpuFacts
-from impasto.optimize.tensorrt import BuildOptions, Progress, Ranges, build_engine
+from impasto.optimize.tensorrt import BuildOptions, Ranges, build_engine
 from impasto.runtime.backends.gpu import GpuBackend, checked_precision
 from impasto.runtime.gpu.protocol import DeviceGraph
 from impasto.runtime.gpu.session import Shapes
@@ -21,7 +24,8 @@ _USUAL = 512
 class TensorRTBackend(GpuBackend):
     """Compiles each graph for minutes, once, and runs it as fast as the GPU can.
 
-    Raises `UnavailableError` where the GPU, PyCUDA or TensorRT is missing.
+    ``options`` are fields of `BuildOptions` other than ``tf32``, which the precision says. Raises `UnavailableError`
+    where the GPU, PyCUDA or TensorRT is missing, `UsageError` for options that there are not.
     """
 
     name = "tensorrt"
@@ -31,8 +35,7 @@ class TensorRTBackend(GpuBackend):
         cache: EngineCache | None = None,
         precision: str | None = None,
         *,
-        options: BuildOptions | None = None,
-        progress: Progress | None = None,
+        options: Mapping[str, object] | None = None,
     ) -> None:
         from impasto.optimize.tensorrt_library import load
         from impasto.runtime.gpu.cuda import open_device
@@ -41,9 +44,9 @@ class TensorRTBackend(GpuBackend):
         load()
         device = open_device(cache=cache)
         super().__init__(device, precision)
-        self._cache, self._progress = cache, progress
+        self._cache = cache
         self._gpu: GpuFacts = device.facts
-        self._options = options or BuildOptions(tf32=precision == "tf32")
+        self._options = _build_options(precision == "tf32", options or {})
         self._runtime = TensorRTRuntime(device.stream)
 
     def compile_for_device(self, graph: Graph, shapes: Shapes) -> DeviceGraph:
@@ -53,7 +56,7 @@ class TensorRTBackend(GpuBackend):
         if not ranges:
             graph = graph.with_shapes(shapes)
         engine = build_engine(
-            graph, self._gpu, self._cache, options=self._options, ranges=ranges, progress=self._progress
+            graph, self._gpu, self._cache, options=self._options, ranges=ranges, progress=self.progress
         )
         return self._runtime.graph(graph.name, engine, free, graph if self._options.refit else None)
 
@@ -66,6 +69,14 @@ class TensorRTBackend(GpuBackend):
         super(GpuBackend, self).close()
         self._runtime.close()
         self.device.close()
+
+
+def _build_options(tf32: bool, given: Mapping[str, object]) -> BuildOptions:
+    try:
+        return BuildOptions(tf32=tf32, **given)  # type: ignore[arg-type] # what does not fit is caught here
+    except TypeError as error:
+        known = ", ".join(field.name for field in fields(BuildOptions) if field.name != "tf32")
+        raise UsageError(f"engine options {sorted(given)}: choose among {known}") from error
 
 
 def _ranges(graph: Graph, shapes: Shapes) -> Ranges:

@@ -6,7 +6,7 @@ what every other backend is tested against.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
@@ -29,6 +29,7 @@ class TorchBackend:
     """
 
     plan: Plan = "fused"
+    progress: Callable[[str, int, int], None] | None = None
 
     def __init__(self, dtype: torch.dtype = torch.float32, device: Literal["cpu", "cuda"] = "cpu") -> None:
         if device == "cuda" and not torch.cuda.is_available():

@@ -8,10 +8,11 @@ current context, which is set at every call, as CUDA's runtime API does, and sta
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ from impasto.optimize.cache import EngineCache
 from impasto.optimize.gpus import GpuFacts
 from impasto.runtime.gpu.driver import Driver, DriverError
 from impasto.runtime.gpu.protocol import Address, Argument, TensorSpec
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 OLDEST = (7, 5)
 """The compute capability that the kernels are written for and later ones: Turing."""
@@ -51,6 +55,22 @@ def open_device(index: int = 0, cache: EngineCache | None = None) -> CudaDevice:
     if not 0 <= index < count:
         raise UnavailableError(f"there is no GPU {index}: CUDA shows {count} to this process ({_visible()})")
     return CudaDevice(cuda, index, cache)
+
+
+def _guarded(
+    method: Callable[Concatenate[CudaDevice, _P], _R],
+) -> Callable[Concatenate[CudaDevice, _P], _R]:
+    """Make the device's context current before a method, and what CUDA refuses in it a failure of the device."""
+
+    @functools.wraps(method)
+    def guarded(self: CudaDevice, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        self.make_current()
+        try:
+            return method(self, *args, **kwargs)
+        except self._cuda.Error as error:
+            raise self._failed(error) from error
+
+    return guarded
 
 
 class CudaDevice:
@@ -131,25 +151,20 @@ class CudaDevice:
         except DriverError as error:
             raise self._failed(error) from error
 
+    @_guarded
     def memory_info(self) -> tuple[int, int]:
         """Return the bytes of device memory that are free, for all processes, and that there are."""
-        self.make_current()
-        try:
-            free, total = self._cuda.mem_get_info()
-        except self._cuda.Error as error:
-            raise self._failed(error) from error
+        free, total = self._cuda.mem_get_info()
         return int(free), int(total)
 
+    @_guarded
     def allocate(self, nbytes: int) -> _CudaBuffer:
         """Allocate, as `Device.allocate` says; CUDA aligns to 256 bytes at least."""
-        self.make_current()
         try:
             with self._pushed():
                 allocation = self._cuda.mem_alloc(nbytes)
         except self._cuda.MemoryError as error:
             raise self._full(nbytes) from error
-        except self._cuda.Error as error:
-            raise self._failed(error) from error
         buffer = _CudaBuffer(self, allocation, nbytes)
         self._buffers[buffer.address] = buffer
         return buffer
@@ -171,69 +186,56 @@ class CudaDevice:
             except self._cuda.MemoryError as error:
                 raise self._full(1) from error
             except (self._cuda.Error, DriverError) as error:
+                if self._lasting_failure():  # of what was enqueued before
+                    raise self._failed(error) from error
                 raise UnavailableError(
                     f"{self._title} does not take kernel {entry!r} of {source}.cu ({str(error).strip()}): update its "
                     f"driver, or compile by an older CUDA toolkit (CUDA_HOME chooses it)"
                 ) from error
         return self._kernels[source, entry]
 
+    @_guarded
     def upload(self, address: Address, values: NDArray[Any]) -> None:
         """Upload, as `Device.upload` says."""
-        self.make_current()
         raw = values.reshape(-1).view(np.uint8)
-        try:
-            if raw.nbytes > _STAGING_BYTES:
-                self._cuda.memcpy_htod_async(address, raw, self._stream)
-                self._stream.synchronize()
-                return
-            if self._staged:
-                self._stream.synchronize()
-            staging = self._staging[: raw.nbytes]
-            staging[:] = raw
-            self._staged = True
-            self._cuda.memcpy_htod_async(address, staging, self._stream)
-        except self._cuda.Error as error:
-            raise self._failed(error) from error
+        if raw.nbytes > _STAGING_BYTES:
+            self._cuda.memcpy_htod_async(address, raw, self._stream)
+            self._stream.synchronize()
+            return
+        if self._staged:
+            self._stream.synchronize()
+        staging = self._staging[: raw.nbytes]
+        staging[:] = raw
+        self._staged = True
+        self._cuda.memcpy_htod_async(address, staging, self._stream)
 
+    @_guarded
     def download(self, address: Address, spec: TensorSpec) -> NDArray[Any]:
         """Download, as `Device.download` says; raise `DeviceError` if anything that was enqueued failed."""
-        self.make_current()
         values = np.empty(spec.shape, spec.dtype)
         raw = values.reshape(-1).view(np.uint8)
         staging = self._staging[: raw.nbytes] if raw.nbytes <= _STAGING_BYTES else raw
-        try:
-            self._cuda.memcpy_dtoh_async(staging, address, self._stream)
-            self._stream.synchronize()
-        except self._cuda.Error as error:
-            raise self._failed(error) from error
+        self._cuda.memcpy_dtoh_async(staging, address, self._stream)
+        self._stream.synchronize()
         self._staged = False
         if staging is not raw:
             raw[:] = staging
         return values
 
+    @_guarded
     def copy(self, to: Address, origin: Address, nbytes: int) -> None:
         """Enqueue a copy within the device."""
-        self.make_current()
-        try:
-            self._cuda.memcpy_dtod_async(to, origin, nbytes, self._stream)
-        except self._cuda.Error as error:
-            raise self._failed(error) from error
+        self._cuda.memcpy_dtod_async(to, origin, nbytes, self._stream)
 
+    @_guarded
     def clear(self, address: Address, nbytes: int) -> None:
         """Enqueue filling with zero bytes."""
-        self.make_current()
-        try:
-            self._cuda.memset_d8_async(address, 0, nbytes, self._stream)
-        except self._cuda.Error as error:
-            raise self._failed(error) from error
+        self._cuda.memset_d8_async(address, 0, nbytes, self._stream)
 
+    @_guarded
     def synchronize(self) -> None:
         """Wait, as `Device.synchronize` says."""
-        self.make_current()
-        try:
-            self._stream.synchronize()
-        except self._cuda.Error as error:
-            raise self._failed(error) from error
+        self._stream.synchronize()
         self._staged = False
 
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
@@ -264,13 +266,13 @@ class CudaDevice:
         if context is None:
             return
         handle = context.handle
+        for captured in tuple(self._captured):
+            captured.free()
         with contextlib.suppress(self._cuda.Error):
             context.push()
             if self._lasting_failure():
                 # All went with the context; freeing one by one would only add a complaint of PyCUDA's for each.
                 context.detach()
-        for captured in tuple(self._captured):
-            captured.free()
         for kernel in self._kernels.values():
             kernel.release()
         self._kernels.clear()

@@ -76,14 +76,17 @@ def has_wide_tiles(device: Device, suffix: str) -> bool:
 
 
 def gram_plan(device: Device, channels: int, positions: int, dtype: np.dtype[Any]) -> GramPlan:
-    """Choose tiles and splits: two blocks a multiprocessor, and the least memory traffic.
+    """Choose tiles and splits: at most two blocks a multiprocessor, and the least memory traffic.
 
-    Tiles of 128 read features half as often as tiles of 64, and write four times the partial products a block.
+    Tiles of 128 read features half as often as tiles of 64, and write four times the partial products a block. They are
+    not taken where they would leave a multiprocessor without a block.
     """
     suffix = check_features(channels, positions, dtype)
     plans = [_cut(device, channels, positions, 64)]
     if channels > 64 and has_wide_tiles(device, suffix):
-        plans.append(_cut(device, channels, positions, 128))
+        wide = _cut(device, channels, positions, 128)
+        if wide.tiles * wide.splits >= device.multiprocessors:
+            plans.append(wide)
 
     def traffic(plan: GramPlan) -> int:
         # A tile on the diagonal reads one panel and any other two: as many panels as tiles in the full square.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -15,7 +16,7 @@ from impasto.cli.options import DEFAULT_PRESET
 from impasto.export.forward import POOLINGS
 from impasto.runtime import recipes
 from impasto.runtime.backends.protocol import PLANS
-from impasto.runtime.backends.select import BACKENDS
+from impasto.runtime.backends.select import BACKENDS, PRECISIONS
 from impasto.runtime.limits import Limits
 from impasto.runtime.presets import INITS
 from impasto.runtime.solvers import SOLVERS
@@ -62,8 +63,9 @@ def test_version(run):
 
 def test_help_names_what_the_library_knows(run):
     text = run("stylize", "--help").out
-    for choices in (("auto", *BACKENDS), PLANS, POOLINGS, (*INITS, "PATH")):
+    for choices in (PLANS, PRECISIONS, POOLINGS, (*INITS, "PATH")):
         assert "|".join(choices) in text
+    assert {"auto", *BACKENDS} <= set(re.findall(r"[a-z][a-z-]+", text))
     listed = next(word for word in text.split() if "torch-lbfgs" in word)
     assert set(listed.split("|")) == set(SOLVERS)
     assert all("--" + name.replace("_", "-") in text for name in Limits().to_json())

@@ -76,7 +76,7 @@ def _rest(headers: Path, driver: Path) -> str:
 
 
 def environment(pycuda: Path) -> dict[str, str]:
-    """Return the environment of a process in which PyCUDA meets this driver, and ``impasto`` and ``tests`` are found."""
+    """Return the environment of a process in which PyCUDA meets this driver; ``impasto`` and ``tests`` are found."""
     return os.environ | {
         "LD_LIBRARY_PATH": f"{build()}:{pycuda / 'lib'}",  # the latter for PyCUDA's other library, cuRAND
         "PYTHONPATH": f"{ROOT}:{pycuda / 'site'}",

@@ -30,13 +30,20 @@ struct Function {
     Launch launch;
 };
 
+struct Context;
+
 struct Module {
+    Context *context;
     Launch launch;
     std::map<std::string, Function> functions;
 };
 
 using Graph = std::vector<Work>;
-using Executable = std::shared_ptr<Graph>;
+
+struct Executable {
+    Context *context;
+    std::shared_ptr<Graph> graph;
+};
 
 struct Stream {
     std::vector<Work> queue;
@@ -55,6 +62,7 @@ struct Context {
     std::map<CUdeviceptr, Allocation> memory;
     std::map<char *, Allocation> pinned;
     std::set<Stream *> streams;
+    int executables = 0, modules = 0;
     Stream legacy;
 };
 
@@ -156,14 +164,21 @@ inline void check_guards(const char *start, const Allocation &allocation) {
     std::abort();
 }
 
+// What is left in a context that works was forgotten.
 inline void destroy(Context &context) {
     for (auto &[address, allocation] : context.memory) check_guards(reinterpret_cast<char *>(address), allocation);
+    size_t left = context.memory.size() + context.pinned.size() + context.streams.size();
+    left += static_cast<size_t>(context.executables + context.modules);
+    if (left && !context.failure) {
+        std::fprintf(stderr, "%zu objects were left in a context that was destroyed\n", left);
+        std::abort();
+    }
     context.memory.clear();
     context.pinned.clear();
     context.streams.clear();
     context.legacy.queue.clear();
     context.failure = CUDA_SUCCESS;
-    context.kernels = 0;
+    context.kernels = context.executables = context.modules = 0;
 }
 
 }  // namespace stand_in

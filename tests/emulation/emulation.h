@@ -73,6 +73,7 @@ inline Fiber *current;
 inline std::function<void()> body;
 inline std::string failure;
 inline long progress;  // barriers reached and fibers ended, so far
+inline long blocks_run;
 
 inline void run_body() {
     try {
@@ -134,6 +135,7 @@ template <class T> T shuffle(T value, unsigned source) {
 
 // Runs one block; returns an empty text or what went wrong.
 inline std::string run_block(unsigned threads) {
+    blocks_run++;
     for (unsigned i = 0; i < threads; i++) {
         Fiber &fiber = fibers[i];
         fiber.started = fiber.ended = false;

@@ -294,15 +294,25 @@ CUresult cuStreamEndCapture(CUstream handle, CUgraph *graph) {
     return invalidated ? CUDA_ERROR_STREAM_CAPTURE_INVALIDATED : CUDA_SUCCESS;
 }
 CUresult cuGraphInstantiateWithFlags(CUgraphExec *executable, CUgraph graph, unsigned long long) {
-    *executable = reinterpret_cast<CUgraphExec>(
-        new Executable(std::make_shared<Graph>(*reinterpret_cast<Graph *>(graph))));
+    Lock lock(mutex);
+    CUresult status;
+    Context *context = current(status);
+    if (!context) return status;
+    auto nodes = std::make_shared<Graph>(*reinterpret_cast<Graph *>(graph));
+    *executable = reinterpret_cast<CUgraphExec>(new Executable{context, nodes});
+    context->executables++;
     return CUDA_SUCCESS;
 }
 CUresult cuGraphDestroy(CUgraph graph) { return delete reinterpret_cast<Graph *>(graph), CUDA_SUCCESS; }
-CUresult cuGraphExecDestroy(CUgraphExec graph) { return delete reinterpret_cast<Executable *>(graph), CUDA_SUCCESS; }
+CUresult cuGraphExecDestroy(CUgraphExec handle) {
+    Lock lock(mutex);
+    Executable *executable = reinterpret_cast<Executable *>(handle);
+    executable->context->executables--;
+    return delete executable, CUDA_SUCCESS;
+}
 CUresult cuGraphLaunch(CUgraphExec graph, CUstream stream) {
     Lock lock(mutex);
-    return enqueue(stream, [nodes = *reinterpret_cast<Executable *>(graph)] {
+    return enqueue(stream, [nodes = reinterpret_cast<Executable *>(graph)->graph] {
         for (Work &work : *nodes)
             if (CUresult failure = work()) return failure;
         return CUDA_SUCCESS;
@@ -321,7 +331,8 @@ CUresult cuModuleLoadDataEx(CUmodule *handle, const void *image, unsigned count,
         if (options[i] == CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES || options[i] == CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES)
             values[i] = nullptr;
     CUresult status;
-    if (!current_outside_capture(status)) return status;
+    Context *context = current_outside_capture(status);
+    if (!context) return status;
     if (std::memcmp(image, ELFMAG, SELFMAG)) return CUDA_ERROR_INVALID_IMAGE;
     // The file stays open: the loader takes a path that it knows for the library that it knows.
     int file = memfd_create("module", 0);
@@ -330,10 +341,16 @@ CUresult cuModuleLoadDataEx(CUmodule *handle, const void *image, unsigned count,
     void *library = dlopen(("/proc/self/fd/" + std::to_string(file)).c_str(), RTLD_NOW | RTLD_LOCAL);
     void *launch = library ? dlsym(library, "emulation_launch") : nullptr;
     if (!launch) return CUDA_ERROR_INVALID_IMAGE;
-    *handle = reinterpret_cast<CUmodule>(new Module{reinterpret_cast<Launch>(launch), {}});
+    *handle = reinterpret_cast<CUmodule>(new Module{context, reinterpret_cast<Launch>(launch), {}});
+    context->modules++;
     return CUDA_SUCCESS;
 }
-CUresult cuModuleUnload(CUmodule handle) { return delete reinterpret_cast<Module *>(handle), CUDA_SUCCESS; }
+CUresult cuModuleUnload(CUmodule handle) {
+    Lock lock(mutex);
+    Module *module = reinterpret_cast<Module *>(handle);
+    module->context->modules--;
+    return delete module, CUDA_SUCCESS;
+}
 CUresult cuModuleGetFunction(CUfunction *handle, CUmodule module_handle, const char *name) {
     Lock lock(mutex);
     Module &module = *reinterpret_cast<Module *>(module_handle);

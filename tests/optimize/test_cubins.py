@@ -99,7 +99,7 @@ def test_a_host_without_a_compiler_uses_what_one_left_in_the_cache(kernels, cach
     have(None)
     assert cubin("blur", (9, 0), cache) == b"1.0 sm_90 blur"
     for source, capability in (("blur", (8, 0)), ("blur", (9, 1))):
-        with pytest.raises(UnavailableError, match="no CUDA compiler for kernel source blur.cu"):
+        with pytest.raises(UnavailableError, match=r"no CUDA compiler for kernel source blur.cu"):
             cubin(source, capability, cache)
     (kernels / "blur.cu").write_text("something else")
     with pytest.raises(UnavailableError, match="no CUDA compiler"):
@@ -108,7 +108,7 @@ def test_a_host_without_a_compiler_uses_what_one_left_in_the_cache(kernels, cach
 
 def test_without_compiler_and_cache_the_error_says_what_to_install(kernels, have):
     have(None)
-    with pytest.raises(UnavailableError, match="CUDA_HOME.* pip install nvidia-cuda-nvrtc") as refusal:
+    with pytest.raises(UnavailableError, match=r"CUDA_HOME.* pip install nvidia-cuda-nvrtc") as refusal:
         cubin("blur", (9, 0))
     assert refusal.value.exit_code == 3
 

@@ -57,10 +57,9 @@ def test_ptx_is_text_that_ends_with_one_zero_byte(compiler, source):
 
 def test_the_error_is_the_first_of_the_compilers_with_its_line(compiler, source):
     source.write_text(SOURCE + "\n__global__ void wrong() { undeclared = 1; }\n")
-    with pytest.raises(EngineError, match=r"^nv\w+ 1\d\.\d.* does not compile doubling.cu for sm_80: .*doubling.cu\(6\): error:"
-                       ) as refusal:  # fmt: skip
+    with pytest.raises(EngineError, match=r"^nv\w+ 1\d\.\d.* does not compile doubling.cu for sm_80: ") as refusal:
         compiler.compile(source, "sm_80")
-    assert "undeclared" in str(refusal.value)
+    assert 'doubling.cu(6): error: identifier "undeclared"' in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
@@ -89,6 +88,8 @@ def toolkit(folder, version, status=0):
 @pytest.fixture
 def bare(tmp_path, monkeypatch):
     """A host with a host compiler and nothing of CUDA."""
+    if os.name != "posix":
+        pytest.skip("programs here are shell scripts")
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(variable, raising=False)
     programs = tmp_path / "programs"
@@ -100,40 +101,40 @@ def bare(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.skipif(os.name != "posix", reason="programs here are shell scripts")
-class TestSearch:
-    """Where nvcc is looked for."""
+def test_a_host_without_cuda_has_no_compiler(bare):
+    assert find_compiler() is None
 
-    def test_a_host_without_cuda_has_no_compiler(self, bare):
-        assert find_compiler() is None
 
-    def test_nvcc_is_found_in_the_order_of_the_documentation(self, bare, monkeypatch):
-        default = toolkit(bare / "default", "12.4.1")
-        monkeypatch.setattr(cuda_compilers, "_TOOLKIT", default)
-        assert find_compiler().version == "12.4.1"
-        monkeypatch.setenv("PATH", f"{toolkit(bare / 'path', '12.4.2') / 'bin'}:{os.environ['PATH']}")
-        assert find_compiler().version == "12.4.2"
-        monkeypatch.setenv("CUDA_PATH", str(toolkit(bare / "cuda_path", "12.4.3")))
-        assert find_compiler().version == "12.4.3"
-        monkeypatch.setenv("CUDA_HOME", str(toolkit(bare / "cuda_home", "12.4.4")))
-        found = find_compiler()
-        assert (found.name, found.version, found.architectures) == ("nvcc", "12.4.4", (75, 90))
+def test_nvcc_is_found_in_the_order_of_the_documentation(bare, monkeypatch):
+    default = toolkit(bare / "default", "12.4.1")
+    monkeypatch.setattr(cuda_compilers, "_TOOLKIT", default)
+    assert find_compiler().version == "12.4.1"
+    monkeypatch.setenv("PATH", f"{toolkit(bare / 'path', '12.4.2') / 'bin'}:{os.environ['PATH']}")
+    assert find_compiler().version == "12.4.2"
+    monkeypatch.setenv("CUDA_PATH", str(toolkit(bare / "cuda_path", "12.4.3")))
+    assert find_compiler().version == "12.4.3"
+    monkeypatch.setenv("CUDA_HOME", str(toolkit(bare / "cuda_home", "12.4.4")))
+    found = find_compiler()
+    assert (found.name, found.version, found.architectures) == ("nvcc", "12.4.4", (75, 90))
 
-    def test_one_that_does_not_run_is_passed_over(self, bare, monkeypatch):
-        monkeypatch.setenv("CUDA_HOME", str(toolkit(bare / "broken", "12.4.1", status=1)))
-        monkeypatch.setenv("CUDA_PATH", str(toolkit(bare / "sound", "12.4.2")))
-        assert find_compiler().version == "12.4.2"
 
-    def test_without_a_host_compiler_nvcc_does_not_count(self, bare, monkeypatch):
-        monkeypatch.setenv("CUDA_HOME", str(toolkit(bare / "sound", "12.4.1")))
-        (bare / "programs" / "gcc").unlink()
-        assert find_compiler() is None
+def test_one_that_does_not_run_is_passed_over(bare, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", str(toolkit(bare / "broken", "12.4.1", status=1)))
+    monkeypatch.setenv("CUDA_PATH", str(toolkit(bare / "sound", "12.4.2")))
+    assert find_compiler().version == "12.4.2"
 
-    def test_a_library_that_is_no_nvrtc_is_passed_over(self, bare, monkeypatch):
-        library = bare / "cuda" / "lib64" / "libnvrtc.so.13"
-        library.parent.mkdir(parents=True)
-        library.write_bytes(b"no library")
-        monkeypatch.setenv("CUDA_HOME", str(bare / "cuda"))
-        monkeypatch.setattr(cuda_compilers, "_NVRTC", ("libnvrtc.so.13",))
-        monkeypatch.setattr(cuda_compilers, "_pip_folders", list)
-        assert find_compiler() is None
+
+def test_without_a_host_compiler_nvcc_does_not_count(bare, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", str(toolkit(bare / "sound", "12.4.1")))
+    (bare / "programs" / "gcc").unlink()
+    assert find_compiler() is None
+
+
+def test_a_library_that_is_no_nvrtc_is_passed_over(bare, monkeypatch):
+    library = bare / "cuda" / "lib64" / "libnvrtc.so.99"
+    library.parent.mkdir(parents=True)
+    library.write_bytes(b"no library")
+    monkeypatch.setenv("CUDA_HOME", str(bare / "cuda"))
+    monkeypatch.setattr(cuda_compilers, "_NVRTC", ("libnvrtc.so.99",))
+    monkeypatch.setattr(cuda_compilers, "_pip_folders", list)
+    assert find_compiler() is None

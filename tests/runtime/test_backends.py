@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from impasto.errors import ImageError, UnknownNameError, UsageError
+from impasto.errors import ImageError, UsageError
 from impasto.export.objective import Objective
 from impasto.models.conventions import UNIT, smallest_deviation
 from impasto.models.random_weights import filterbank_weights
@@ -433,13 +433,6 @@ def test_names_itself(executor):
     versions = executor.backend.versions()
     assert versions
     assert all(isinstance(value, str) and value[0].isdigit() for value in versions.values())
-
-
-def test_backends_are_opened_by_name_and_never_replaced():
-    assert open_backend("auto").name == "onnxruntime"
-    assert [open_backend(name).name for name in BACKENDS] == list(BACKENDS)
-    with pytest.raises(UnknownNameError, match="onnxruntime"):
-        open_backend("onnxruntme")
 
 
 class Counting(OnnxRuntimeBackend):

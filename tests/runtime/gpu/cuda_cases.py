@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -24,11 +25,15 @@ from impasto.runtime.gpu.protocol import TensorSpec
 from impasto.runtime.kernels.solver import VectorKernels
 from impasto.runtime.kernels.tv import TotalVariation
 from impasto.runtime.problem import Problem
+from impasto.runtime.recipes import PRESETS
+from impasto.runtime.solvers import LBFGS, Adam
+from impasto.runtime.stylizer import Stylizer
 from impasto.runtime.targets import encoded, measure_targets
 from tests.emulation.driver import InStreamOrder, host_kernels
 from tests.emulation.host import HostDevice
 
 F32 = np.dtype(np.float32)
+CPU = Provider("CPUExecutionProvider", {}, memory="cpu")
 FAULTS = {700: "illegal memory access", 719: "unspecified launch failure", 214: "uncorrectable ECC error"}
 
 
@@ -159,10 +164,10 @@ def test_a_source_is_compiled_and_loaded_once(device, monkeypatch):
     assert compiled == [("solver", (9, 0), None)]
 
 
-@pytest.mark.parametrize("binary", [b"\0" * 64, b"// PTX\0"])
+@pytest.mark.parametrize("binary", [b"\0" * 64, b"// PTX\0"], ids=["zeros", "text"])
 def test_a_binary_that_the_driver_does_not_take_is_told_with_what_to_do(device, monkeypatch, binary):
     monkeypatch.setattr(cubins, "cubin", lambda *_: binary)
-    with pytest.raises(UnavailableError, match="kernel image is invalid.*update its driver.*CUDA_HOME"):
+    with pytest.raises(UnavailableError, match=r"kernel image is invalid.*update its driver.*CUDA_HOME"):
         device.kernel("solver", "accumulate_f32")
     assert device.memory_info()[1] == 1 << 30
 
@@ -235,7 +240,7 @@ def test_an_error_that_is_swallowed_while_capturing_is_told_at_the_end(device):
         with pytest.raises(device._cuda.Error):
             device._stream.synchronize()
 
-    with pytest.raises(DeviceError, match="previous error during capture.*run without one"):
+    with pytest.raises(DeviceError, match=r"previous error during capture.*run without one"):
         device.capture(enqueue)
     assert doubles(device)
 
@@ -253,7 +258,7 @@ def test_memory_that_is_not_there_is_a_limit_and_no_failure(device, monkeypatch)
 
 
 @pytest.mark.parametrize(("code", "text"), FAULTS.items(), ids=map(str, FAULTS))
-def test_after_a_failure_on_the_gpu_only_closing_works_and_a_new_device_does(monkeypatch, code, text):
+def test_after_a_failure_on_the_gpu_only_closing_works_and_a_new_device_does(monkeypatch, capfd, code, text):
     monkeypatch.setenv("EMULATED_FAULT", f"2:{code}")
     device = open_device()
     x = numbers(20)
@@ -282,9 +287,21 @@ def test_after_a_failure_on_the_gpu_only_closing_works_and_a_new_device_does(mon
     device.close()
     two.free()
     device.close()
+    assert capfd.readouterr().err == ""  # PyCUDA has a complaint for each thing that it cannot free
     monkeypatch.delenv("EMULATED_FAULT")
     with open_device() as again:
         assert doubles(again)
+
+
+def test_a_failure_that_shows_when_a_kernel_is_loaded_is_no_fault_of_the_kernel(monkeypatch):
+    monkeypatch.setenv("EMULATED_FAULT", "1:700")
+    with open_device() as device:
+        x = numbers(20)
+        buffer = put(device, x)
+        VectorKernels(device).fill(buffer.address, 1.0, 20, F32)
+        ctypes.CDLL("libcuda.so.1").cuStreamSynchronize(ctypes.c_void_p(device.stream))
+        with pytest.raises(DeviceError, match="illegal memory access"):
+            device.kernel("tv", "tv_none")
 
 
 def test_a_context_that_another_library_keeps_broken_asks_for_a_new_process(monkeypatch):
@@ -295,7 +312,7 @@ def test_a_context_that_another_library_keeps_broken_asks_for_a_new_process(monk
         with pytest.raises(DeviceError):
             doubles(device)
     monkeypatch.delenv("EMULATED_FAULT")
-    with pytest.raises(UnavailableError, match="does not start .*illegal memory access.*restart the process"):
+    with pytest.raises(UnavailableError, match=r"does not start .*illegal memory access.*restart the process"):
         open_device()
     assert driver.cuDevicePrimaryCtxRelease_v2(0) == 0
     with open_device() as device:
@@ -374,7 +391,7 @@ def test_gpus_are_chosen_by_their_index(monkeypatch):
 
 def test_a_gpu_older_than_the_kernels_is_refused(monkeypatch):
     monkeypatch.setattr(cuda, "OLDEST", (10, 0))
-    with pytest.raises(UnavailableError, match="compute capability 9.0: 10.0 .* or later"):
+    with pytest.raises(UnavailableError, match=r"compute capability 9.0: 10.0 .* or later"):
         open_device()
 
 
@@ -398,12 +415,63 @@ def test_a_backend_evaluates_on_it_to_the_bits_of_the_host_device(plan):
     images = [encoded(objective, random.random((18, 23, 3), F32)) for _ in range(3)]
     evaluations = []
     for device in (HostDevice(), open_device()):
-        backend = BackendInStreamOrder(
-            precision="fp32", device=device, provider=Provider("CPUExecutionProvider", {}, memory="cpu")
-        )
+        backend = BackendInStreamOrder(precision="fp32", device=device, provider=CPU)
         evaluator = backend.prepare(problem, plan)
         evaluations.append([evaluator.evaluate(image) for image in images])
         backend.close()
     for expected, got in zip(*evaluations, strict=True):
         assert got.terms == expected.terms
         assert np.array_equal(got.gradient, expected.gradient)
+
+
+def stylizer_on(device, plan="sliced", solver=None):
+    recipe = replace(PRESETS["impasto"], name="test", margin=0, stages=(), solver=solver or LBFGS(6))
+    weights = random_weights("vgg19", 1, last_conv="conv2_2")
+    stylizer = Stylizer(recipe, weights=weights, backend="onnxruntime", plan=plan, cache=False)
+    stylizer.backend = BackendInStreamOrder(precision="fp32", device=device, provider=CPU)
+    return stylizer
+
+
+def pictures():
+    random = np.random.default_rng(2)
+    return random.random((24, 30, 3), F32), random.random((26, 20, 3), F32)
+
+
+@pytest.mark.parametrize(
+    ("plan", "solver"),
+    [("sliced", LBFGS(6)), ("fused", LBFGS(6)), ("sliced", Adam(6, learning_rate=10.0))],
+    ids=["sliced, L-BFGS", "fused, L-BFGS", "sliced, Adam"],
+)
+def test_a_painting_by_it_has_the_bits_of_one_by_the_host_device(plan, solver):
+    results = []
+    for device in (HostDevice(), open_device()):
+        with stylizer_on(device, plan, solver) as stylizer:
+            painting = stylizer.begin(*pictures(), size=30)
+            losses = [step.loss for step in painting]
+            results.append((losses, painting.result()))
+    (expected_losses, expected), (losses, result) = results
+    assert losses == expected_losses
+    assert len(losses) > 4
+    assert np.array_equal(result.image, expected.image)
+    assert result.versions["pycuda"]
+
+
+def test_a_painting_whose_gpu_fails_ends_cleanly_and_the_next_one_succeeds(monkeypatch):
+    monkeypatch.setenv("EMULATED_FAULT", "150:700")
+    with stylizer_on(open_device()) as stylizer, pytest.raises(DeviceError, match="illegal memory access"):
+        list(stylizer.begin(*pictures(), size=30))
+    monkeypatch.delenv("EMULATED_FAULT")
+    with stylizer_on(open_device()) as stylizer:
+        painting = stylizer.begin(*pictures(), size=30)
+        assert len(list(painting)) > 4
+
+
+def test_a_painting_that_is_interrupted_leaves_nothing_on_the_gpu():
+    with open_device() as other:
+        free = other.memory_info()[0]
+        with pytest.raises(KeyboardInterrupt), stylizer_on(open_device()) as stylizer:
+            for _ in stylizer.begin(*pictures(), size=30):
+                assert other.memory_info()[0] < free
+                raise KeyboardInterrupt
+        assert other.memory_info()[0] == free
+        assert doubles(other)

@@ -211,6 +211,23 @@ def test_the_search_may_go_back_to_its_lowest_point():
     np.testing.assert_allclose(np.ravel(evaluator.points[:4]), [0, 0.3, 3, 10], rtol=1e-5)
 
 
+def test_a_pair_without_curvature_is_not_kept():
+    # A slope of −1 that turns into a parabola at 2; where one trial is all that a search has, it takes what it gets.
+    def function(x):
+        beyond = np.maximum(x.astype(np.float64) - 2, 0)
+        return 10 + float((0.5 * beyond**2 - x).sum()), (beyond - 1).astype(np.float32)
+
+    solver = LBFGS(12, first_step=0.3, max_line_search=1, history=2)
+    start = np.float32([0, 0.1])
+    points, _ = host_points(solver, function, start, 100)
+    evaluator, _, _ = run(solver, function, start, 100)
+    np.testing.assert_allclose(evaluator.points[: len(points)], points, rtol=1e-5)
+    # Without a pair every step is one of 0.3; with some, it is at the minimum at once.
+    moves = np.diff([point[0] for point in evaluator.points])
+    np.testing.assert_allclose(moves[:6], 0.3, rtol=1e-5)
+    np.testing.assert_allclose(evaluator.points[-1], 3, rtol=1e-5)
+
+
 def test_failures_here_and_there_are_survived():
     function, start = quadratic(20, condition=10), 3 * normal(20)
     for seed in range(5):

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(compiler() is None, reason="no g++ to compile ke
 
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
 TYPES = pytest.mark.parametrize("dtype", [F32, np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)], ids=str)
-# One element; less than a warp, a block, and a block's share; more than all blocks take at once (4 · 8 · 256).
+# One element; less than a warp, a block, and a block's share; more than all take at once (8 blocks of 256, four each).
 SIZES = pytest.mark.parametrize("size", [1, 3, 31, 257, 1025, 9001])
 
 
@@ -25,7 +25,7 @@ class Room:
     """Arrays on an emulated device."""
 
     def __init__(self):
-        self.device = HostDevice()
+        self.device = HostDevice(multiprocessors=1)
 
     def put(self, values):
         buffer = self.device.allocate(values.nbytes)
@@ -216,6 +216,37 @@ def test_rows_are_multiplied_around_the_ring(room, size, slots, first, count):
     expected = rows[order].astype(F64) * gradient
     # At most four fused products are added in float32, each rounding by 6e-8 of a partial sum.
     assert (np.abs(sums - expected.sum(axis=1)) <= 4 * 6e-8 * np.abs(expected).sum(axis=1)).all()
+
+
+@SIZES
+@pytest.mark.parametrize("length", [0, 1, 6, 18])
+def test_rows_are_combined_to_a_direction(room, size, length):
+    slots, gamma = 9, 0.3
+    solver = Solver(room, size)
+    pairs = solver.kernels.reserve_pairs(slots)
+    stream = np.random.default_rng(length)
+    rows, gradient = random(size, size, rows=2 * slots), random(size + 1, size)[0]
+    for slot in range(slots):
+        for address, row in zip(pairs.pair(slot), rows[2 * slot : 2 * slot + 2], strict=True):
+            room.device.upload(address, row)
+    entries = np.zeros(length, [("row", np.int32), ("coefficient", np.float32)])
+    entries["row"] = stream.permutation(2 * slots)[:length]
+    entries["coefficient"] = stream.standard_normal(length)
+    if length:
+        room.device.upload(pairs.entries, entries)
+    room.device.upload(pairs.numbers, np.array([gamma, 0.0, length]))
+    there, direction = room.put(gradient), room.empty(size)
+    solver.kernels.combine(pairs, there, direction)
+    solver.kernels.aim(pairs, 0.5)
+    found = room.get(direction, size)
+    parts = [np.float64(coefficient) * rows[row] for row, coefficient in entries]
+    parts.append(-np.float64(np.float32(gamma)) * gradient)
+    # Each of the additions rounds by 6e-8 of a partial sum, and so does the last product.
+    assert (np.abs(found - sum(parts)) <= (length + 2) * 6e-8 * sum(map(np.abs, parts))).all()
+    products = found.astype(F64) * gradient
+    head, _ = solver.report()
+    assert abs(head["origin_slope"] - math.fsum(products)) <= 1.2e-16 * size * np.abs(products).sum()
+    assert head["first_step"] == (0.5 / np.float64(np.abs(found).max()) if head["origin_slope"] < 0 else 0)
 
 
 def adam(x, gradient, m, v, scale, betas, bias, eps, rate, sides):

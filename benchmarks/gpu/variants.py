@@ -1,0 +1,40 @@
+"""Which backends, precisions and plans there are to be tried on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from impasto.optimize.cache import EngineCache
+from impasto.runtime.backends.gpu import GPU_PRECISIONS
+from impasto.runtime.backends.protocol import PLANS, Backend, Plan
+from impasto.runtime.backends.select import open_backend
+
+
+class Variant(NamedTuple):
+    """A backend in one of its precisions, with the plans to try."""
+
+    backend: str
+    precision: str
+    plans: tuple[Plan, ...]
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.precision}"
+
+
+Open = Callable[[Variant, EngineCache], Backend]
+"""Opens a backend as a variant says; raises `UnavailableError` where it cannot run."""
+
+DEVICE_LOOP = tuple(Variant(backend, p, PLANS) for backend in ("tensorrt", "cuda") for p in GPU_PRECISIONS)
+"""Those whose loop stays on the device."""
+
+EVERY = (
+    *DEVICE_LOOP,
+    *(Variant(f"onnxruntime-{provider}", p, ("fused",)) for provider in ("tensorrt", "cuda") for p in ("tf32", "fp32")),
+    Variant("torch-cuda", "fp32", ("fused",)),
+)
+
+
+def open_variant(variant: Variant, cache: EngineCache) -> Backend:
+    """Open a backend on the first GPU."""
+    return open_backend(variant.backend, cache, precision=variant.precision)
