@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# A host with an NVIDIA driver gets the packages for its GPU; `make engines GPU=` builds for the CPU all the same.
+GPU := $(shell command -v nvidia-smi 2>/dev/null)
+GPU_EXTRA := gpu
 SOURCES := $(shell find impasto models export optimize runtime -name '*.py')
 
 .DEFAULT_GOAL := help
@@ -22,7 +25,7 @@ lint: $(VENV)/.dev $(VENV)/.typed  ## Check style (ruff) and types (mypy --stric
 	$(BIN)/ruff format --check .
 	MYPYPATH=$(VENV)/typed $(BIN)/mypy -p impasto
 
-engines: $(VENV)/.runtime  ## Compile engines for this host into the cache (ARGS="--size 512x384 --weights …")
+engines: $(VENV)/.runtime $(if $(GPU),$(VENV)/.gpu)  ## Compile engines for this host into the cache (ARGS="--size 512x384 --weights …")
 	$(BIN)/impasto engines build $(ARGS)
 
 bench: $(VENV)/.dev  ## Measure against PyTorch, and print the tables of docs/benchmarks.md
@@ -39,6 +42,13 @@ $(BIN)/python:
 
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+# onnxruntime and onnxruntime-gpu hold the same files: the second must be laid down last.
+$(VENV)/.gpu: $(VENV)/.runtime deploy/constraints-gpu.txt
+	$(PIP) install -c constraints.txt -c deploy/constraints-gpu.txt -e '.[$(GPU_EXTRA)]'
+	$(PIP) uninstall -y onnxruntime
+	$(PIP) install -c deploy/constraints-gpu.txt --force-reinstall --no-deps onnxruntime-gpu
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime

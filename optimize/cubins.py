@@ -44,7 +44,7 @@ def cubin(source: str, compute_capability: tuple[int, int], cache: EngineCache |
             raise UnavailableError(
                 f"no CUDA compiler for kernel source {path.name}: install the CUDA toolkit (nvcc, found through "
                 f"CUDA_HOME or PATH), or pip install nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-crt "
-                f"nvidia-cuda-cccl"
+                f"nvidia-cuda-cccl (for CUDA 12 nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12 nvidia-cuda-nvcc-cu12)"
             )
         return found
     target = _target(compiler, compute_capability)

@@ -6,6 +6,8 @@ asked what it did, and whatever is not the provider that was asked for is an err
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,7 +72,7 @@ def require_provider(name: str) -> None:
     if name not in ort.get_available_providers():
         raise UnavailableError(
             f"ONNX Runtime {ort.__version__} as installed has no {name}: pip uninstall -y onnxruntime, then pip "
-            f"install {_PACKAGE} (the two packages replace each other)"
+            f"install --force-reinstall --no-deps {_PACKAGE} (the two packages hold the same files)"
         )
 
 
@@ -86,6 +88,10 @@ def build_gpu_session(graph: Graph, provider: Provider, *, whole: bool = True) -
     if hasattr(ort, "preload_dlls"):
         # CUDA and cuDNN from pip's packages, where they are installed.
         ort.preload_dlls()
+    if provider.name == "TensorrtExecutionProvider":
+        # Its package loads TensorRT's libraries, which the provider then finds.
+        with contextlib.suppress(ImportError):
+            importlib.import_module("tensorrt")
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.enable_mem_pattern = False

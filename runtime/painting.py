@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from impasto.errors import Interrupted, UsageError
 from impasto.export.forward import check_size
 from impasto.export.objective import Objective
+from impasto.models.conventions import pixel_space
 from impasto.models.weights import Weights
 from impasto.runtime.backends.protocol import Backend, Plan
 from impasto.runtime.gpu.hosted import HostedEvaluator
@@ -174,6 +175,8 @@ class Painting:
         solver = _staged(preset.solver, stage)
 
         def preview() -> NDArray[np.uint8]:
+            if isinstance(best, DeviceBest) and best.is_on_device:
+                return best.rgb(pixel_space(preset.objective.pixels), self._job.margin(stage))
             return to_uint8(self._picture(best, stage))
 
         with closing(_descent(evaluator, solver, best, scale, preset.evaluations)) as descent:

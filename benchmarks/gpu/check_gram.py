@@ -151,9 +151,7 @@ class _Case:
             off = np.abs(mean - self.mean_target)
             loss += _MEAN_WEIGHT * np.square(off).sum()
             allowed += _MEAN_WEIGHT * (2 * off * 1e-6 * mean + (1e-6 * mean) ** 2).sum()
-        yield Check(
-            f"{self.title}, loss", abs(partial.sum() - loss) / loss, allowed / loss + 1e-12, "of the loss"
-        )
+        yield Check(f"{self.title}, loss", abs(partial.sum() - loss) / loss, allowed / loss + 1e-12, "of the loss")
         shift = np.zeros(channels)
         if self.centred:
             level = self.cotangent_scale * 2 * _MEAN_WEIGHT / (self.positions * _SCALE)
@@ -213,4 +211,3 @@ class _Case:
         # Four squares at a time are added in float32, everything else in float64.
         error = abs(partial.sum() - loss) / loss if loss else float(partial.sum() != 0)
         yield Check(f"{self.title}, content loss", error, 1e-6, "of the loss")
-

@@ -97,4 +97,3 @@ def _picture(device: Device, name: str, side: int) -> Iterator[Check]:
         expected = to_uint8(trimmed(space.decode(painted).clip(0, 1), 2))
         found = room.get(levels, expected.shape, np.dtype(np.uint8))
         yield Check(f"image from {name}", differing(found, expected), 0, "levels")
-

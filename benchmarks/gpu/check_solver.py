@@ -115,7 +115,9 @@ def _sums(device: Device) -> Iterator[Check]:
         gathered = room.empty(5, F64)
         VectorKernels(device).gather_scalars(room.put(scattered), 256, 5, gathered)
         error = differing(room.get(gathered, 5, F64), scattered[::64].astype(F64))
-    exact = np.array([math.fsum(np.concatenate([v for t, v in parts if t == term] or [np.zeros(1)])) for term in range(3)])
+    exact = np.array(
+        [math.fsum(np.concatenate([v for t, v in parts if t == term] or [np.zeros(1)])) for term in range(3)]
+    )
     yield Check("solver sums of segments", worst(found, exact, exact), 1.2e-16 * 705, "of the sum")
     yield Check("solver gathered scalars", error, 0, "bits")
 

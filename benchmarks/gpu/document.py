@@ -61,7 +61,13 @@ def _checks(checks: list[Check]) -> Table:
     for name, group in groups.items():
         c = max(group, key=_nearness)
         right = sum(check.right for check in group)
-        cells = f"{right} of {len(group)}", " ".join(_SIZE.findall(c.what)).strip(), f"{c.error:.2g}", f"{c.bound:.2g}", c.unit
+        cells = (
+            f"{right} of {len(group)}",
+            " ".join(_SIZE.findall(c.what)).strip(),
+            f"{c.error:.2g}",
+            f"{c.bound:.2g}",
+            c.unit,
+        )
         rows.append((name if right == len(group) else f"**{name}**", *cells))
     return Table(("checks", "right", "nearest its bound", "error", "at most", "unit"), tuple(rows))
 

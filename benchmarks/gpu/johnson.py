@@ -1,7 +1,7 @@
 """The objective of `johnson` in plain PyTorch, the network in any type: what ours is compared with.
 
 As PyTorch's users write it, but that float16 is given weights rescaled by powers of two (`impasto.export.rescale`) and
-a loss scale, without which it overflows.
+a loss scale, without which it overflows. Taps are rectified ones of VGG, whose ReLUs work in place.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from impasto.export.rescale import rescaled
-from impasto.models.reference import Reference
+from impasto.models.layers import Conv, Layer, Pool, Relu
+from impasto.models.weights import Weights
 from impasto.runtime.gpu.gradient_scale import GradientScale
 from impasto.runtime.problem import FloatArray, Losses, Problem
 
@@ -32,14 +33,18 @@ class Johnson(torch.nn.Module):
         self.objective, self.dtype, self.half_grams = problem.objective, TYPES[precision], half_grams
         weights, factors = rescaled(problem.weights) if precision == "fp16" else (problem.weights, {})
         self.factors = {tap: factors.get(tap, 1.0) for tap in self.objective.taps}
-        self.network = Reference(weights, self.objective.taps, dtype=self.dtype).to(device)
+        self.layers = torch.nn.ModuleDict(
+            {layer.name: _module(layer, weights) for layer in weights.backbone.needed(self.objective.taps)}
+        ).to(device, self.dtype)
         targets = problem.targets
         self.content = {tap: torch.from_numpy(targets.content[tap]).to(device) for tap in self.objective.content}
         self.style = {tap: torch.from_numpy(targets.style[tap]).to(device) for tap in self.objective.style}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the terms, in the order of `Objective.terms`."""
-        taps = self.network(x.to(self.dtype))
+        taps, value = {}, x.to(self.dtype)
+        for name, layer in self.layers.items():
+            value = taps[name] = layer(value)
         terms = [
             weight * (taps[tap].float() / self.factors[tap] - self.content[tap]).square().mean()
             for tap, weight in self.objective.content.items()
@@ -60,6 +65,18 @@ class Johnson(torch.nn.Module):
             return (flat @ flat.T).float() / self.factors[tap] ** 2
         flat = flat.float() / self.factors[tap]
         return flat @ flat.T / flat.numel()
+
+
+def _module(layer: Layer, weights: Weights) -> torch.nn.Module:
+    if isinstance(layer, Relu):
+        return torch.nn.ReLU(inplace=True)
+    if isinstance(layer, Pool):
+        return torch.nn.MaxPool2d(2)
+    assert isinstance(layer, Conv), layer
+    module = torch.nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel, padding=layer.kernel // 2)
+    for parameter, name in zip((module.weight, module.bias), layer.tensors(), strict=True):
+        parameter.data = torch.tensor(weights.tensors[name])
+    return module.requires_grad_(False)
 
 
 def own_losses(problem: Problem, image: FloatArray, precision: str, device: str) -> Losses:

@@ -74,9 +74,7 @@ def check(found: Part, device: Device, quick: bool) -> None:
                 found.checks.append(each)
     error = largest_gram_error(found.checks)
     if error is not None:
-        found.targets.append(
-            Bound("`gram` in fp32 against float64", "≤ 1e-6, relative", f"{error:.1e}", error <= 1e-6)
-        )
+        found.targets.append(Bound("`gram` in fp32 against float64", "≤ 1e-6, relative", f"{error:.1e}", error <= 1e-6))
 
 
 def measure(found: Part, device: Device, quick: bool) -> None:

@@ -5,28 +5,29 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from contextlib import closing
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from impasto.cli import options
 from impasto.cli.console import emit, emit_json, human_bytes
-from impasto.errors import OutputError, UnavailableError
+from impasto.errors import LimitError, OutputError, UnavailableError
 
-_PACKAGES = (
-    "numpy",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "pillow",
-    "safetensors",
-    "scipy",
-    "torch",
-    "h5py",
-    "openvino",
-    "tensorrt",
-    "pycuda",
-)
+_PACKAGES = {
+    "numpy": (),
+    "onnx": (),
+    "onnxruntime": ("onnxruntime-gpu",),
+    "pillow": (),
+    "safetensors": (),
+    "scipy": (),
+    "torch": (),
+    "h5py": (),
+    "openvino": (),
+    "tensorrt": ("tensorrt-cu13", "tensorrt-cu12"),
+    "pycuda": (),
+}
+"""Distributions, each with those that bring the same package under another name."""
 
 # The instruction sets that convolutions are chosen by: vectors, and products in bfloat16.
 _FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
@@ -63,12 +64,16 @@ def _versions() -> dict[str, str | None]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
     }
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
+    for package, others in _PACKAGES.items():
+        versions[package] = next(filter(None, map(_version, (package, *others))), None)
     return versions
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _cpu() -> dict[str, Any]:
@@ -127,11 +132,11 @@ def _backends() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name in BACKENDS:
         try:
-            backend = open_backend(name)
-            detail = ", ".join(f"{package} {version}" for package, version in backend.versions().items())
-            found[name] = {"available": True, "detail": f"{detail}, {backend.precision}"}
-        # ImportError: a package that our own need (onnx) is missing or broken.
-        except (UnavailableError, ImportError) as error:
+            with closing(open_backend(name)) as backend:
+                detail = ", ".join(f"{package} {version}" for package, version in backend.versions().items())
+                found[name] = {"available": True, "detail": f"{detail}, {backend.precision}"}
+        # ImportError: a package that our own need (onnx) is missing or broken. LimitError: a GPU that is full.
+        except (UnavailableError, LimitError, ImportError) as error:
             found[name] = {"available": False, "detail": str(error)}
     for name in _LATER:
         found[name] = {"available": False, "detail": "this version of Impasto has no such backend yet"}

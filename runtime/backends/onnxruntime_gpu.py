@@ -27,7 +27,8 @@ from impasto.optimize.onnxruntime_gpu import (
 from impasto.runtime.backends.graphs import GraphBackend
 from impasto.runtime.plans.session import Arrays, Session
 
-PRECISIONS = ("tf32", "fp32")
+PRECISIONS = {"onnxruntime-cuda": ("tf32", "fp32"), "onnxruntime-tensorrt": ("tf32",)}
+"""The first is the default. The TensorRT provider cannot be told to leave float32 as it is."""
 
 
 class OnnxRuntimeGpuBackend(GraphBackend):
@@ -38,10 +39,11 @@ class OnnxRuntimeGpuBackend(GraphBackend):
     """
 
     def __init__(self, name: str, cache: EngineCache | None = None, precision: str | None = None) -> None:
-        super().__init__(precision or PRECISIONS[0])
+        known = PRECISIONS[name]
+        super().__init__(precision or known[0])
         self.name = name
-        if self.precision not in PRECISIONS:
-            raise UsageError(f"backend {name} has no precision {precision!r}: choose among {', '.join(PRECISIONS)}")
+        if self.precision not in known:
+            raise UsageError(f"backend {name} has no precision {precision!r}: choose among {', '.join(known)}")
         if name == "onnxruntime-tensorrt":
             self._provider = tensorrt_provider(engines=None if cache is None else _engines(cache))
         else:

@@ -405,6 +405,10 @@ def _import() -> Any:
                 f"PyCUDA was built by a CUDA toolkit newer than the NVIDIA driver ({error}): update the driver, or "
                 f"build PyCUDA anew by an older toolkit"
             ) from error
+        if "libcurand" in str(error):
+            raise UnavailableError(
+                f"PyCUDA does not find the CUDA toolkit's cuRAND ({error}): put the toolkit's lib64 on LD_LIBRARY_PATH"
+            ) from error
         raise UnavailableError(
             f"PyCUDA finds no NVIDIA driver ({error}): install one (nvidia-smi must work); containers need --gpus all"
         ) from error

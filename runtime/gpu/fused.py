@@ -76,9 +76,12 @@ class FusedEvaluator:
         if scale is not None and not scale.known:
             scale.find(lambda: self._largest(scale.value))
             self._upload_scale(scale.value)
-        if self._replay is None:
-            self._replay = self.device.capture(self._evaluate) if self._graph.capturable else self._evaluate
-        self._replay()
+        if self._replay is not None:
+            self._replay()
+            return
+        # The first run loads what a capture must not load.
+        self._evaluate()
+        self._replay = self.device.capture(self._evaluate) if self._graph.capturable else self._evaluate
 
     def observed(self, largest: float) -> None:
         """Take note of the largest element of the last gradient; not finite where the evaluation failed."""

@@ -116,9 +116,12 @@ class SlicedEvaluator:
         scale = self._gradient_scale
         if scale is not None and not scale.known:
             scale.find(lambda: self._largest(scale.value))
-        if self._replay is None:
-            self._replay = self._captured()
-        self._replay()
+        if self._replay is not None:
+            self._replay()
+            return
+        # The first run loads what a capture must not load.
+        self._evaluate()
+        self._replay = self._captured()
 
     def observed(self, largest: float) -> None:
         """Take note of the largest element of the last gradient; not finite where the evaluation failed."""

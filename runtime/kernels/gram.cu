@@ -103,7 +103,8 @@ extern "C" __global__ void __launch_bounds__(256)
     const int channel = blockIdx.x * 32 + threadIdx.x % 32, group = threadIdx.x / 32;
     double sum = 0;
     if (channel < channels)
-        for (int split = group; split < splits; split += 8) sum += sums[static_cast<long long>(split) * stride + channel];
+        for (int split = group; split < splits; split += 8)
+            sum += sums[static_cast<long long>(split) * stride + channel];
     parts[threadIdx.x] = sum;
     __syncthreads();
     double loss = 0;

@@ -1,9 +1,9 @@
 """The Gram term on the device: F·Fᵀ, its comparison with a target, and the seed of its gradient.
 
-Features are F' = s·F, (channels, positions), planar, of float32, float16 or bfloat16; s is the power of two by which they
-are stored. Sums are float32 within a chunk of positions and float64 beyond, in a fixed order, so that the same features
-give the same bits on the same kind of device. For features of one sign, as after a ReLU, a float32 Gram matrix is within
-1e-6 of the exact one, relatively, element by element; otherwise within 1e-6·Σ|FᵢFⱼ|/N.
+Features are F' = s·F, (channels, positions), planar, of float32, float16 or bfloat16; s is the power of two by which
+they are stored. Sums are float32 within a chunk of positions and float64 beyond, in a fixed order, so that the same
+features give the same bits on the same kind of device. For features of one sign, as after a ReLU, a float32 Gram matrix
+is within 1e-6 of the exact one, relatively, element by element; otherwise within 1e-6·Σ|FᵢFⱼ|/N.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def check_features(channels: int, positions: int, dtype: np.dtype[Any]) -> str:
     if dtype.name not in SUFFIXES:
         raise UsageError(f"features are {dtype.name}, which no kernel takes: give {', '.join(SUFFIXES)}")
     if channels < 1 or positions < 1:
-        raise UsageError(f"features of {channels} channels and {positions} positions are none: give at least one of each")
+        raise UsageError(f"{channels} channels of {positions} positions are no features: give at least one of each")
     if channels > _MOST_CHANNELS:
         raise LimitError(f"{channels} channels are too many for the Gram kernels: give at most {_MOST_CHANNELS}")
     return SUFFIXES[dtype.name]
@@ -91,7 +91,8 @@ def gram_plan(device: Device, channels: int, positions: int, dtype: np.dtype[Any
     def traffic(plan: GramPlan) -> int:
         # A tile on the diagonal reads one panel and any other two: as many panels as tiles in the full square.
         reads = plan.padded**2 // plan.tile * positions * dtype.itemsize
-        return reads + 2 * 4 * plan.splits * plan.elements
+        # Partial products are written, read, and a third time as dear, for nothing is done while they are.
+        return reads + 3 * 4 * plan.splits * plan.elements
 
     return min(plans, key=traffic)
 
@@ -103,7 +104,9 @@ def _cut(device: Device, channels: int, positions: int, tile: int) -> GramPlan:
     # A multiple of every kernel's panel, which is 32 or 64 positions deep.
     chunk = -(-max(-(-positions // wanted), _SHORTEST_CHUNK) // 64) * 64
     splits = -(-positions // chunk)
-    groups = 8 if splits >= 16 else 4 if splits >= 8 else 1
+    groups = 1
+    while groups < 8 and 4 * groups <= splits and tiles * tile**2 * groups < _THREADS * 4 * device.multiprocessors:
+        groups *= 2
     return GramPlan(tile, tiles, chunk, splits, groups)
 
 
@@ -173,7 +176,7 @@ class Gram:
         mean_weight: float = 0.0,
         bias: Address = 0,
     ) -> None:
-        """Enqueue the second pass; with λ the ``cotangent_scale``, the cotangent of F' is λ times the loss's derivative.
+        """Enqueue the second pass; the cotangent of F' is λ times the loss's derivative, λ the ``cotangent_scale``.
 
         ``target`` A, float32 (channels, channels), is symmetric: its lower triangle is read. ``seed``, of that shape
         and type, gets ``λ·4c/(N·s²)·(G - A)``: the cotangent of F' is seed·F', plus ``bias``, float32 (channels,),

@@ -24,7 +24,8 @@ template <class T> struct Terms {
     }
 
     // Writes four neighbours, given seed F' of them; returns their sum of (F' - P')^2.
-    __device__ __forceinline__ double finish(int row, long long position, const Quad<float> &product, float unscale) const {
+    __device__ __forceinline__ double finish(int row, long long position, const Quad<float> &product,
+                                             float unscale) const {
         if (row >= channels || position >= positions) return 0;
         const long long at = static_cast<long long>(row) * positions + position;
         const int count = static_cast<int>(min(positions - position, 4LL));

@@ -32,7 +32,7 @@ class GramVjp:
             raise UsageError(f"scale {scale} of the features: give a finite number above 0")
         columns = -(-positions // _POSITIONS)
         wide = channels > 64 and has_wide_tiles(device, suffix)
-        # Tiles of 128 channels read seed and features half as often, but must not leave multiprocessors without a block.
+        # Tiles of 128 channels read seed and features half as often, but must leave no multiprocessor without a block.
         wide = wide and -(-channels // 128) * columns >= device.multiprocessors
         self._kernel = device.kernel("gram_vjp", f"gram_vjp{'_wide' if wide else ''}_{suffix}")
         self._sizes = np.int32(channels), np.int64(positions)

@@ -5,7 +5,7 @@ Vectors are float32 of ``size`` elements, sums float64. Nothing here waits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,8 +16,10 @@ from impasto.runtime.gpu.protocol import Address, Device, Kernel
 
 _THREADS = 256
 _BLOCKS = 8  # on a multiprocessor at once
-_ROWS, _RUN = 8, 4  # as in solver.cu
+_ROWS, _RUN, _LENGTH = 8, 4, 2  # as in solver.cu
 _SUFFIXES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+_ELEMENTWISE = ("accumulate", "fill", "narrow", "widen")
+_PASSES = ("receive", "write_report", "move", "pair", "products", "recursion", "combine", "aim", "adam")
 
 REPORT_HEAD = ("slope", "largest", "spoilt", "origin_slope", "first_step", "kept")
 """The float64 numbers of a report that come before the losses."""
@@ -25,15 +27,13 @@ _SEGMENT = np.dtype([("values", np.uint64), ("count", np.uint64), ("term", np.ui
 
 
 class _Source:
-    """The kernels of ``solver.cu`` on one device, each loaded when it is first wanted."""
+    """Kernels of ``solver.cu`` on one device, loaded at once: later there may be a capture under way."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, entries: Iterable[str]) -> None:
         self._device = device
-        self._kernels: dict[str, Kernel] = {}
+        self._kernels: dict[str, Kernel] = {entry: device.kernel("solver", entry) for entry in entries}
 
     def __getitem__(self, entry: str) -> Kernel:
-        if entry not in self._kernels:
-            self._kernels[entry] = self._device.kernel("solver", entry)
         return self._kernels[entry]
 
     @property
@@ -50,7 +50,8 @@ class VectorKernels:
     """Element-wise work on vectors of a feature type: float32, float16 or bfloat16."""
 
     def __init__(self, device: Device) -> None:
-        self._source = _Source(device)
+        elementwise = [f"{name}_{suffix}" for name in _ELEMENTWISE for suffix in _SUFFIXES.values()]
+        self._source = _Source(device, ["gather_scalars", *elementwise])
 
     def accumulate(self, to: Address, origin: Address, count: int, dtype: np.dtype[Any]) -> None:
         """Add ``count`` elements of that type to as many others, in place; sums are rounded once."""
@@ -131,7 +132,7 @@ class SolverKernels:
 
     def __init__(self, device: Device, size: int, losses: int, memory: Memory) -> None:
         self._device, self._memory = device, memory
-        self._source = _Source(device)
+        self._source = _Source(device, _PASSES)
         self._size, self._losses = size, losses
         self._blocks = self._source.blocks(size)
         self._sums = memory.reserve("sums", 3 * 8 * self._blocks)
@@ -201,7 +202,7 @@ class SolverKernels:
 
     def drop_pairs(self, pairs: Pairs) -> None:
         """Make −γ · gradient the direction that `combine` writes."""
-        self._device.clear(pairs.numbers + 16, 8)
+        self._device.clear(pairs.numbers + 8 * _LENGTH, 8)
 
     def combine(self, pairs: Pairs, gradient: Address, direction: Address) -> None:
         """Write the direction whose coefficients were found, and measure it."""

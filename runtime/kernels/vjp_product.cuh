@@ -16,7 +16,7 @@ constexpr int VJP_THREADS = 256, VJP_POSITIONS = 128;
 template <class T, int ROWS_> struct TensorVjp {
     using Seed = T;
     static constexpr int ROWS = ROWS_, DEPTH = 32, SEED_STRIDE = DEPTH + 8, STRIDE = VJP_POSITIONS + 8;
-    static constexpr int FRAGMENTS = ROWS / 32;               // 16 x 16, of which a warp has FRAGMENTS x 2
+    static constexpr int FRAGMENTS = ROWS / 32;  // 16 x 16, of which a warp has FRAGMENTS x 2
     static constexpr int PATCH_STRIDE = 36, PATCH = 16 * PATCH_STRIDE;  // one row of them, in float32
     static_assert(VJP_THREADS / 32 * PATCH * sizeof(float) <= 2 * (ROWS * SEED_STRIDE + DEPTH * STRIDE) * sizeof(T),
                   "patches take the place of the stages");
@@ -60,7 +60,8 @@ template <class T, int ROWS_> struct TensorVjp {
 #pragma unroll 1
             for (int n = 0; n < 16; n += 4) {
                 const int r = n + lane / 8, c = lane % 8 * 4;
-                take(row + 16 * i + r, column + c, *reinterpret_cast<const Quad<float> *>(patch + r * PATCH_STRIDE + c));
+                const float *quad = patch + r * PATCH_STRIDE + c;
+                take(row + 16 * i + r, column + c, *reinterpret_cast<const Quad<float> *>(quad));
             }
             __syncwarp();  // the next fragments take this place
         }

@@ -11,6 +11,7 @@ from impasto.errors import LimitError
 from impasto.models.random_weights import random_weights
 from impasto.optimize.onnxruntime_gpu import Provider
 from impasto.runtime.backends.cuda import CudaBackend
+from impasto.runtime.images import to_uint8
 from impasto.runtime.presets import Stage
 from impasto.runtime.recipes import PRESETS
 from impasto.runtime.solvers import LBFGS, Adam, TorchLBFGS
@@ -114,9 +115,11 @@ def test_half_precision_descends_as_far(vgg, pictures, precision):
 def test_leaving_early_keeps_the_best_picture_and_frees_the_memory(vgg, pictures):
     stylizer, device = on_device(preset(solver=LBFGS(ITERATIONS)), vgg)
     painting = stylizer.begin(*pictures, size=40)
-    previews = [step.preview() for step, _ in zip(painting, range(3), strict=False)]
+    previews = [step.preview() for _, step in zip(range(3), painting, strict=False)]
     painting.close()
     result = painting.result()
+    # Made on the device as the loop ran, on the host from the result.
+    assert np.array_equal(previews[-1], to_uint8(result.image))
     assert result.stop == "stopped"
     assert previews[0].shape == (30, 40, 3)
     assert result.loss["total"] <= result.trace[0].loss

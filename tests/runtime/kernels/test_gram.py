@@ -302,6 +302,8 @@ def test_a_large_device_is_busy_and_partial_products_are_small(size, dtype):
     assert 132 <= plan.tiles * plan.splits <= 2 * 132
     assert 4 * plan.elements * plan.splits <= 2 * 132 * plan.tile**2 * 4
     assert (plan.splits - 1) * plan.chunk < size[1] <= plan.splits * plan.chunk
+    assert plan.blocks * 256 == plan.elements * plan.groups
+    assert plan.blocks <= 8 * 132  # each of gram_vjp's blocks reads as many peaks
 
 
 def test_without_tensor_cores_halves_are_summed_as_float32_is(turing):

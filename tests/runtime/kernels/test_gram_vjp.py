@@ -208,6 +208,15 @@ def test_a_seed_beyond_the_range_of_halves_keeps_its_precision(device, dtype, si
 
 
 @types
+def test_small_rows_of_a_seed_keep_their_precision_beside_large_ones(device, dtype):
+    seed = np.ldexp(random(33, 70, 70), (8 - np.arange(70) // 3)[:, None])
+    features = random(34, 70, 33, dtype)
+    found, _ = run(device, features, seed=seed)
+    value, bound = expected(features, seed=seed)
+    assert (abs(found.astype(np.float64) - value) <= bound).all()
+
+
+@types
 def test_nan_in_a_seed_spoils_its_row_and_nan_in_a_feature_its_column(device, dtype):
     features, seed = random(23, 70, 140, dtype), random(24, 70, 70)
     seed[66, 3] = np.nan
