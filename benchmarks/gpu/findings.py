@@ -60,7 +60,7 @@ class Part:
 
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """Go on after an error: what is missing or too large is skipped, a device or anything else that fails is wrong."""
+        """Go on after an error: what is missing or too large is skipped, anything else that fails is wrong."""
         try:
             yield
         except DeviceError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -51,10 +52,10 @@ def part(quick: bool) -> Part:
             peaks[precision] = 1e12 * matrix_tflops(precision, 1024 if quick else 8192)
             rows.append((f"matrix product {precision}", f"{1e-12 * peaks[precision]:.0f} TFLOP/s"))
     found.body += [
-        Table(("version", "of"), tuple((number, name) for name, number in versions.items())),
-        Table(("GPU", ""), tuple(gpu.items())),
+        Table(("", "version"), tuple(versions.items())),
+        Table(("", "GPU"), tuple(gpu.items())),
         "Peaks as measured, which the shares of the other parts refer to; products are PyTorch's of 8192² matrices.",
-        Table(("peak", ""), tuple(rows)),
+        Table(("", "peak"), tuple(rows)),
     ]
     found.data |= {"versions": versions, "gpu": gpu, "peaks": peaks}
     return found
@@ -93,7 +94,8 @@ def _attributes(device: CudaDevice) -> dict[str, str]:
     for name in _ATTRIBUTES:
         attribute = getattr(cuda.device_attribute, name, None)
         if attribute is not None:
-            found[name.lower().replace("_", " ")] = str(gpu.get_attribute(attribute))
+            with suppress(cuda.Error):  # a driver may be older than the name
+                found[name.lower().replace("_", " ")] = str(gpu.get_attribute(attribute))
     return found
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping
 
-
 from benchmarks.gpu.findings import Check, Part, differing
 from benchmarks.gpu.variants import EVERY, Variant
 from benchmarks.pictures import square
@@ -16,8 +15,8 @@ from impasto.runtime.result import Result
 from impasto.runtime.stylizer import Stylizer
 
 _PRESET = "filterbank"
-_LEAST = 0.1
-"""Of the loss: descents part by rounding, and after some tens of iterations are at different, equally low, points."""
+_MOST = {"fp32": 0.1, "tf32": 0.1, "fp16": 0.25, "bf16": 0.5}
+"""Of the loss: descents part by rounding, and are soon at other points, in float32 at ones as low."""
 
 Open = Callable[[Variant, Plan | None, EngineCache], Stylizer]
 CPU = Variant("onnxruntime", "fp32", ("fused",))
@@ -58,7 +57,7 @@ def painted(size: int, iterations: int, variants: Iterable[Variant], open_: Open
                 found.checks += [
                     Check(f"{what}: again", differing(second.image, first.image), 0, "bits"),
                     Check(f"{what}: by another stylizer", differing(third.image, first.image), 0, "bits"),
-                    Check(f"{what}: loss above the CPU's", excess, _LEAST, "of it"),
+                    Check(f"{what}: loss above the CPU's", excess, _MOST[variant.precision], "of it"),
                     Check(f"{what}: not as asked for", _unasked(first, variant, plan), 0, ""),
                 ]
                 rows.append((what, f"{excess:+.1%}", f"{first.loss['total']:.4g}", f"{second.seconds:.1f}"))

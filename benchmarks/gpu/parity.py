@@ -1,7 +1,7 @@
 """Part `parity`: losses and gradients of every backend, plan and precision against PyTorch in float64.
 
-Where the inputs of a ReLU or a pooling differ by rounding, a branch may flip, and one flip moves the gradient by 1e-5 to
-3e-3 of its norm, in PyTorch's float32 as in ours: which of the two flips at a picture is chance. So float32 has to be
+Where the inputs of a ReLU or a pooling differ by rounding, a branch may flip, and one flip moves the gradient by 1e-5
+to 3e-3 of its norm, in PyTorch's float32 as in ours: which of the two flips at a picture is chance. So float32 must be
 
 - within 1e-5 in every loss, and 0.99999 in the gradient's cosine, at every picture;
 - within 1e-5 in the gradient at one of a case's pictures at least, where the network is small enough that some meet no
@@ -90,8 +90,9 @@ def compared(quick: bool, variants: Iterable[Variant], open_: Open) -> Part:
                 finally:
                     backend.close()
         found.body += [
-            "Relative errors against PyTorch in float64, the least and the largest over the pictures; PyTorch's own are "
-            "those of the same objective in the same precision, of float16 with our rescaled weights and a loss scale.",
+            "Relative errors against PyTorch in float64, the least and the largest over the pictures; PyTorch's own "
+            "are those of the same objective in the same precision, in float16 of our rescaled weights, with a loss "
+            "scale.",
             table(errors),
         ]
         found.data["errors"] = [asdict(error) for error in errors]

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from impasto.errors import UnavailableError
+from impasto.optimize import cubins
 from impasto.optimize.cache import EngineCache
-from impasto.optimize.cubins import cubin
 from impasto.runtime.gpu.cuda import CudaDevice
 
 _SHARED, _LOCAL, _REGISTERS = 1, 3, 4
@@ -48,7 +48,7 @@ def resources(
         for source, entry in sorted(kernels):
             if source not in modules:
                 module = ctypes.c_void_p()
-                image = cubin(source, device.compute_capability, cache)
+                image = cubins.cubin(source, device.compute_capability, cache)
                 call("cuModuleLoadDataEx", ctypes.byref(module), image, 0, None, None)
                 modules[source] = module
             function, value = ctypes.c_void_p(), ctypes.c_int()

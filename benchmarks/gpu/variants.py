@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from impasto.errors import UnavailableError
 from impasto.optimize.cache import EngineCache
 from impasto.runtime.backends.gpu import GPU_PRECISIONS
 from impasto.runtime.backends.protocol import PLANS, Backend, Plan
 from impasto.runtime.backends.select import open_backend
+from impasto.runtime.gpu.protocol import Device
 
 
 class Variant(NamedTuple):
@@ -35,6 +37,14 @@ EVERY = (
 )
 
 
+_BFLOAT16 = (8, 0)
+
+
 def open_variant(variant: Variant, cache: EngineCache) -> Backend:
-    """Open a backend on the first GPU."""
-    return open_backend(variant.backend, cache, precision=variant.precision)
+    """Open a backend on the first GPU; raise `UnavailableError` for bfloat16 where the GPU has none."""
+    backend = open_backend(variant.backend, cache, precision=variant.precision)
+    device: Device | None = getattr(backend, "device", None)
+    if variant.precision == "bf16" and device is not None and device.compute_capability < _BFLOAT16:
+        backend.close()
+        raise UnavailableError(f"{device.name} does not compute in bfloat16: GPUs do from Ampere on")
+    return backend

@@ -7,6 +7,7 @@ and runs are recorded in a `World`, which also says what shall go wrong. An engi
 
 from __future__ import annotations
 
+import base64
 import enum
 import hashlib
 import json
@@ -15,11 +16,15 @@ from types import ModuleType
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import numpy_helper
 
 
 class World:
-    """What happened, in ``calls``, and what shall: set an attribute to make TensorRT fail there."""
+    """What happened, in ``calls``, and what shall: set an attribute to make TensorRT fail there.
+
+    With ``computes`` engines really run, by ONNX Runtime on addresses of the host.
+    """
 
     def __init__(self, version):
         self.version = version
@@ -35,6 +40,7 @@ class World:
         self.refuses = set()
         self.execution_log = []
         self.during_build = lambda: None
+        self.computes = False
 
     def call(self, name, *arguments):
         self.calls.append((name, *arguments))
@@ -269,6 +275,7 @@ def make(version="10.16.1.11"):
                 "refit": trt.BuilderFlag.REFIT in config._flags,
                 "weights": weights_of(model),
                 "names": sorted(tensor.name for tensor in model.graph.initializer),
+                "model": base64.b64encode(model.SerializeToString()).decode() if world.computes else "",
             }
             return IHostMemory(json.dumps(plan).encode())
 
@@ -317,6 +324,20 @@ def make(version="10.16.1.11"):
         def __init__(self, engine):
             self._engine, self._shapes, self._logger = engine, {}, engine._logger
             self._addresses, self._memory = {}, None
+            self._session = None
+
+        def _compute(self):
+            """Return the session that stands for the engine's code, at the shapes that were set."""
+            if self._session is None:
+                model = onnx.load_from_string(base64.b64decode(self._engine._plan["model"]))
+                for value in model.graph.input:
+                    if value.name in self._shapes:
+                        for dim, length in zip(value.type.tensor_type.shape.dim, self._shapes[value.name], strict=True):
+                            dim.dim_value = length
+                self._session = onnxruntime.InferenceSession(
+                    model.SerializeToString(), providers=["CPUExecutionProvider"]
+                )
+            return self._session
 
         def set_input_shape(self, name, shape):
             smallest, _, largest = self._engine._plan["profile"][name]
@@ -329,6 +350,9 @@ def make(version="10.16.1.11"):
         def get_tensor_shape(self, name):
             if name in self._shapes:
                 return self._shapes[name]
+            if world.computes:
+                session = self._compute()
+                return next(t.shape for t in [*session.get_inputs(), *session.get_outputs()] if t.name == name)
             # The pictures of these tests keep their size; what depends on a free one follows it.
             shape = self._engine._plan["tensors"][name][2]
             known = next(iter(self._shapes.values()), shape)
@@ -350,6 +374,17 @@ def make(version="10.16.1.11"):
             assert self._memory is not None
             assert set(self._addresses) == set(self._engine._plan["tensors"])
             say(self._logger, world.execution_log)
+            if world.computes:
+                session = self._compute()
+                binding = session.io_binding()
+                for bind, tensors in (
+                    (binding.bind_input, session.get_inputs()),
+                    (binding.bind_output, session.get_outputs()),
+                ):
+                    for tensor in tensors:
+                        kind = self._engine._plan["tensors"][tensor.name][1]
+                        bind(tensor.name, "cpu", 0, kind, tensor.shape, self._addresses[tensor.name])
+                session.run_with_iobinding(binding)
             return world.call("execute_async_v3", stream_handle)
 
     class Refitter(Strict):

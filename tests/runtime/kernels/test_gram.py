@@ -266,7 +266,7 @@ def test_a_weight_of_zero_leaves_nothing(device):
     assert not bias.any()
 
 
-def test_means_are_compared_also_where_they_are_not_of_interest(device):
+def test_a_centred_term_needs_a_mean_target_and_only_it_has_a_mean(device):
     with pytest.raises(UsageError, match="mean_target"):
         Gram(device, 3, 4, F32, centred=True).compare(1, 1, 1, 1, weight=1, cotangent_scale=1)
     with pytest.raises(UsageError, match="not centred"):
