@@ -76,7 +76,8 @@ def evaluate(
             stylizer.backend, weights, objective, resize(pictures[1].rgb, size), resize(pictures[2].rgb, beside)
         )
         problem = Problem(objective, weights, targets, (size[1], size[0]))
-        losses = stylizer.backend.prepare(problem, stylizer.plan).evaluate(encoded(objective, pictures[0].rgb))
+        plan = stylizer.plan or stylizer.backend.plan_for(problem)
+        losses = stylizer.backend.prepare(problem, plan).evaluate(encoded(objective, pictures[0].rgb))
         gradient = losses.gradient[0].copy()
     return Evaluated(
         terms=dict(losses.terms),
@@ -86,7 +87,7 @@ def evaluate(
         size=size,
         preset=preset.name,
         backend=stylizer.backend.name,
-        plan=stylizer.plan,
+        plan=plan,
         precision=stylizer.backend.precision,
         weights={"name": weights.name, "sha256": weights.sha256},
         taps={"content": list(objective.content), "style": list(objective.style)},

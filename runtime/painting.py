@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,14 +35,15 @@ class Job:
     """One request: what to paint, how, and how large.
 
     ``preset`` is already that of the weights (`Preset.for_weights`); ``sizing`` the rule for the result's size;
-    ``start`` a picture to start from instead of what the preset's ``init`` says; ``seed`` draws the noise.
+    ``start`` a picture to start from instead of what the preset's ``init`` says; ``seed`` draws the noise. A ``plan``
+    of None is the backend's choice for each stage.
     """
 
     content: Picture
     style: Picture
     preset: Preset
     weights: Weights
-    plan: Plan
+    plan: Plan | None
     sizing: Sizing
     start: Picture | None = None
     seed: int = 0
@@ -77,6 +79,25 @@ class Job:
         return min(min(side) for side in self.sizes(stage)) >= need
 
 
+_UNTIMED = 3
+"""Evaluations of a stage that do not count for how long one takes: the first few load, allocate and capture."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Canvas:
+    """What a stage is painted on.
+
+    ``unit`` is what the objective was divided by, ``scale`` the size of an ordinary loss, ``took`` is told what an
+    evaluation takes.
+    """
+
+    evaluator: Evaluator
+    best: AnyBest
+    unit: float
+    scale: float
+    took: Callable[[float], None]
+
+
 class Painting:
     """An iterator over the steps of one job, which holds the best picture so far.
 
@@ -92,6 +113,7 @@ class Painting:
         self._trace: list[TracePoint] = []
         self._best: AnyBest | None = None
         self._stage: Stage | None = None
+        self._plan: Plan | None = None
         self._losses: dict[str, float] = {}
         self._stop: Stop = "stopped"
         self._steps = self._run()
@@ -124,7 +146,7 @@ class Painting:
             preset=preset.name,
             backend=self._backend.name,
             precision=self._backend.precision,
-            plan=job.plan,
+            plan=self._plan or "",
             weights={"name": job.weights.name, "sha256": job.weights.sha256},
             taps={"content": list(objective.content), "style": list(objective.style)},
             loss=sums(self._losses),
@@ -143,8 +165,8 @@ class Painting:
             yield from self._paint(stage)
         self._stop = "done"
 
-    def _prepare(self, stage: Stage | None) -> tuple[Evaluator, AnyBest, float, float]:
-        """Return a stage's evaluator, its start, the objective's unit, and the scale of losses.
+    def _prepare(self, stage: Stage | None) -> _Canvas:
+        """Return what a stage is painted on.
 
         A method of its own, so that pictures which only the targets need are gone while the stage is painted.
         """
@@ -159,14 +181,18 @@ class Painting:
         start = self._start(content, style, size, job.margin(stage))
         unit = _unit(objective, preset.solver)
         problem = Problem(objective.scaled(1 / unit), job.weights, targets, (content.shape[0], content.shape[1]))
-        evaluator = self._backend.prepare(problem, job.plan)
+        plan = job.plan or self._backend.plan_for(problem)
+        evaluator = self._backend.prepare(problem, plan)
+        self._plan = plan
         best = DeviceBest(start) if _stays_on_device(evaluator, preset.solver) else Best(start)
-        return evaluator, best, unit, problem.scale()
+        took = partial(self._backend.took, problem, plan)
+        return _Canvas(evaluator, best, unit, problem.scale(), took)
 
     def _paint(self, stage: Stage | None) -> Generator[Step, None, None]:
         preset = self._job.preset
         size, _ = self._job.sizes(stage)
-        evaluator, best, unit, scale = self._prepare(stage)
+        canvas = self._prepare(stage)
+        best = canvas.best
         self._best, self._stage = best, stage
         if self._loop_seconds is None:
             self._loop_seconds = clock()
@@ -179,11 +205,11 @@ class Painting:
                 return best.rgb(pixel_space(preset.objective.pixels), self._job.margin(stage))
             return to_uint8(self._picture(best, stage))
 
-        with closing(_descent(evaluator, solver, best, scale, preset.evaluations)) as descent:
+        with closing(_descent(canvas, solver, preset.evaluations)) as descent:
             for seen in descent:
-                terms = _times(seen.terms, unit)
+                terms = _times(seen.terms, canvas.unit)
                 if best.terms is not None:
-                    self._losses = _times(best.terms, unit)
+                    self._losses = _times(best.terms, canvas.unit)
                 step = Step(
                     iteration=done.iteration + seen.iteration,
                     evaluation=done.evaluation + seen.evaluation,
@@ -196,6 +222,9 @@ class Painting:
                 )
                 self._trace.append(TracePoint(step.iteration, step.evaluation, step.seconds, step.loss))
                 yield step
+        laps = np.diff([point.seconds for point in self._trace[done.evaluation :]])
+        if len(laps) > _UNTIMED:
+            canvas.took(float(np.median(laps[_UNTIMED:])))
 
     def _picture(self, best: AnyBest, stage: Stage | None) -> FloatArray:
         """Return the best picture of a stage without its margin."""
@@ -223,15 +252,14 @@ def _stays_on_device(evaluator: Evaluator, solver: AnySolver) -> bool:
     return isinstance(evaluator, HostedEvaluator) and isinstance(solver, LBFGS | Adam)
 
 
-def _descent(
-    evaluator: Evaluator, solver: AnySolver, best: AnyBest, scale: float, evaluations: int | None
-) -> Generator[Observation, None, None]:
+def _descent(canvas: _Canvas, solver: AnySolver, evaluations: int | None) -> Generator[Observation, None, None]:
     """Descend where the vectors are: on the device if both its evaluator and its solver are there."""
+    evaluator, best = canvas.evaluator, canvas.best
     if isinstance(best, DeviceBest):
         assert isinstance(evaluator, HostedEvaluator)
         assert isinstance(solver, LBFGS | Adam)
-        return descend_on_device(evaluator.on_device, solver, best, scale=scale, max_evaluations=evaluations)
-    return descend(evaluator, solver, best, scale=scale, max_evaluations=evaluations)
+        return descend_on_device(evaluator.on_device, solver, best, scale=canvas.scale, max_evaluations=evaluations)
+    return descend(evaluator, solver, best, scale=canvas.scale, max_evaluations=evaluations)
 
 
 def style_size(preset: Preset, style: Picture, size: tuple[int, int], sizing: Sizing) -> tuple[int, int]:

@@ -27,6 +27,9 @@ from impasto.runtime.presets import INITS, Preset
 from impasto.runtime.read_image import Source, read_image
 from impasto.runtime.result import Result
 
+_TIMED = 8
+"""Iterations by which a plan is timed: the first few capture graphs and fill caches."""
+
 
 class Stylizer:
     """Paints pictures; weights and compiled sessions stay warm from job to job. A context manager.
@@ -72,7 +75,7 @@ class Stylizer:
             self.backend, self.passed_over = open_automatic(engines, threads, precision, engine_options)
         else:
             self.backend = open_backend(backend, engines, threads, precision, engine_options)
-        self.plan: Plan = plan or self.backend.plan
+        self.plan = plan
         self.weights = weights if isinstance(weights, Weights) else find_weights(weights or asked.weights)
         self.preset = asked.for_weights(self.weights)
         reached = self.weights.taps
@@ -141,10 +144,17 @@ class Stylizer:
     def warm_up(self, width: int, height: int) -> None:
         """Compile what painting a picture of that size needs, so that the first job does not wait for it.
 
-        Raises as `stylize` does; `ImageError` for a size that is too small.
+        A backend whose faster plan is to be found out does some iterations by each. Raises as `stylize` does;
+        `ImageError` for a size that is too small.
         """
-        grey = np.full((height, width, 3), 0.5, np.float32)
-        self.stylize(grey, grey, size=max(width, height), iterations=max(1, len(self.preset.stages)))
+        ramp = np.linspace(0, 1, height * width * 3, dtype=np.float32).reshape(height, width, 3)
+        stages = max(1, len(self.preset.stages))
+        plans = self.backend.plans if self.plan is None else (self.plan,)
+        for plan in plans:
+            iterations = stages if len(plans) == 1 else _TIMED * stages
+            painting = self._begin(ramp, ramp[::-1], plan, size=max(width, height), iterations=iterations)
+            for _ in self._exclusively(painting):
+                pass
 
     def begin(
         self,
@@ -160,6 +170,19 @@ class Stylizer:
 
         Paintings of one stylizer must be run one after the other.
         """
+        return self._begin(content, style, self.plan, size=size, iterations=iterations, init=init, seed=seed)
+
+    def _begin(
+        self,
+        content: Source,
+        style: Source,
+        plan: Plan | None,
+        *,
+        size: int | None = None,
+        iterations: int | None = None,
+        init: Source | str | None = None,
+        seed: int = 0,
+    ) -> Painting:
         if size is not None and size < 1:
             raise UsageError(f"size is {size}: give at least 1 pixel")
         if not 0 <= seed < 2**32:
@@ -170,7 +193,7 @@ class Stylizer:
             style=read_image(style, self.limits),
             preset=preset,
             weights=self.weights,
-            plan=self.plan,
+            plan=plan,
             sizing=preset.sizing if size is None else _sized(preset.sizing, size),
             seed=seed,
             notes=self.notes,

@@ -26,6 +26,7 @@ def checks(device: Device, quick: bool) -> Iterator[Check]:
     for size in ((9, 13), (34, 132)) if quick else ((1, 1), (9, 13), (35, 65), (34, 132), (1021, 1023), (1024, 1024)):
         for form in TV_FORMS:
             yield from _variation(device, form, size)
+    yield _no_variation(device, (35, 66))
     for name in PIXEL_SPACES:
         yield from _picture(device, name, 24 if quick else 512)
 
@@ -53,6 +54,18 @@ def _variation(device: Device, form: str, size: tuple[int, int]) -> Iterator[Che
     error = abs(partial.sum() - weight * loss) / (weight * loss) if loss else float(partial.sum() != 0)
     yield Check(f"{title}, loss", error, _BOUND, "of the loss")
     yield Check(f"{title}, again", differing(again, gradient) + differing(partial_again, partial), 0, "bits")
+
+
+def _no_variation(device: Device, size: tuple[int, int]) -> Check:
+    """Check that a weight of zero leaves what comes from above."""
+    upstream = np.random.default_rng(18).standard_normal((3, *size), np.float32)
+    with Room(device) as room:
+        variation = TotalVariation(device, *size, "squared")
+        gradient, losses = room.empty(upstream.shape), room.empty(variation.loss_count, F64)
+        variation.enqueue(0, gradient, losses, weight=0.0, upstream=room.put(upstream), factor=0.3)
+        error = differing(room.get(gradient, upstream.shape), upstream * np.float32(0.3))
+        error += differing(room.get(losses, variation.loss_count, F64), np.zeros(variation.loss_count))
+    return Check("tv of no weight", error, 0, "bits")
 
 
 def variation_reference(

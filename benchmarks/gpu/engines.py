@@ -83,8 +83,8 @@ def _prepared(
     open_: Open, variant: Variant, plan: Plan, shape: tuple[int, int], cache: EngineCache
 ) -> tuple[float, int, bool]:
     """Return the seconds to the first evaluation, the number of new engines, and whether its numbers are finite."""
-    before = {entry.path.name for entry in cache.entries()}
     backend = open_(variant, cache)
+    before = {entry.path.name for entry in cache.entries()}
     try:
         start = time.perf_counter()
         problem, image = _problem(backend, shape)

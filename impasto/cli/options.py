@@ -83,7 +83,7 @@ PlanOption = Annotated[
     typer.Option(
         "--plan",
         metavar="fused|sliced",
-        help="One graph for all, or one a slice. (default: sliced on tensorrt and cuda, else fused)",
+        help="One graph for all, or one a slice. (default: fused; on tensorrt and cuda the faster one)",
         rich_help_panel=_ENGINE,
     ),
 ]

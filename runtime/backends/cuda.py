@@ -36,7 +36,7 @@ class CudaBackend(GpuBackend):
             from impasto.runtime.gpu.cuda import open_device
 
             device = open_device(cache=cache)
-        super().__init__(device, precision)
+        super().__init__(device, precision, cache)
         self._provider = provider or cuda_provider(stream=device.stream, tf32=precision == "tf32")
 
     def compile_for_device(self, graph: Graph, shapes: Shapes) -> DeviceGraph:

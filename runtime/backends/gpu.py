@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Hashable
 from typing import cast
 
 from impasto.errors import LimitError, UnknownNameError, UsageError
@@ -10,6 +11,7 @@ from impasto.export.fused import fused_graph
 from impasto.export.graph import Graph
 from impasto.export.slices import Slice, sliced
 from impasto.models.conventions import pixel_space
+from impasto.optimize.cache import EngineCache
 from impasto.runtime.backends.graphs import GraphBackend, structure
 from impasto.runtime.backends.protocol import PLANS, Plan
 from impasto.runtime.gpu.evaluator import DeviceEvaluator
@@ -19,6 +21,7 @@ from impasto.runtime.gpu.protocol import Device, DeviceGraph
 from impasto.runtime.gpu.session import DeviceSession, Shapes
 from impasto.runtime.gpu.sliced import DeviceSlice, SlicedEvaluator
 from impasto.runtime.plans.session import Session
+from impasto.runtime.plans.times import PlanTimes
 from impasto.runtime.problem import Problem
 
 GPU_PRECISIONS = ("tf32", "fp32", "fp16", "bf16")
@@ -32,11 +35,13 @@ class GpuBackend(GraphBackend):
     in each.
     """
 
-    plan: Plan = "sliced"
+    plans = PLANS
 
-    def __init__(self, device: Device, precision: str) -> None:
+    def __init__(self, device: Device, precision: str, cache: EngineCache | None = None) -> None:
+        """Take the device, the precision, and the cache beside whose engines the times of plans are kept."""
         super().__init__(precision)
         self.device = device
+        self._times = PlanTimes(cache.root.parent / "plans.json" if cache else None)
 
     @abstractmethod
     def compile_for_device(self, graph: Graph, shapes: Shapes) -> DeviceGraph:
@@ -62,6 +67,17 @@ class GpuBackend(GraphBackend):
             evaluator = self._kept(key, lambda: make(problem))
         evaluator.load(problem)
         return HostedEvaluator(cast("DeviceEvaluator", evaluator))
+
+    def plan_for(self, problem: Problem) -> Plan:
+        """Return the plan that was faster for problems like this here; sliced until both were timed."""
+        return self._times.fastest(self._kind(problem)) or "sliced"
+
+    def took(self, problem: Problem, plan: Plan, seconds: float) -> None:
+        """Take note of the time."""
+        self._times.record(self._kind(problem), plan, seconds)
+
+    def _kind(self, problem: Problem) -> Hashable:
+        return self.name, self.precision, tuple(sorted(self.versions().items())), structure(problem)
 
     def close(self) -> None:
         """Free what was kept warm, and the device."""

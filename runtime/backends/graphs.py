@@ -42,7 +42,7 @@ class GraphBackend(ABC):
     """A backend that compiles and runs ONNX graphs; subclasses say how."""
 
     name: str
-    plan: Plan = "fused"
+    plans: tuple[Plan, ...] = ("fused",)
     progress: Callable[[str, int, int], None] | None = None
 
     def __init__(self, precision: str = "fp32") -> None:
@@ -119,6 +119,13 @@ class GraphBackend(ABC):
             slices: SliceSessions = self._kept(key, lambda: SlicedPlan.compile(problem, self.compile))
             return SlicedPlan(problem, slices)
         raise UnknownNameError("plan", plan, PLANS)
+
+    def plan_for(self, problem: Problem) -> Plan:  # noqa: ARG002 - the same for all
+        """Return the fused plan: on a CPU every boundary between graphs costs copies."""
+        return self.plans[0]
+
+    def took(self, problem: Problem, plan: Plan, seconds: float) -> None:  # noqa: B027 - most have no choice
+        """There is nothing to choose."""
 
     def close(self) -> None:
         """Free the sessions that were kept warm."""

@@ -36,14 +36,14 @@ class Measured:
 class Backend(Protocol):
     """What executes graphs: the same few verbs for every runtime.
 
-    ``name`` and ``precision`` are shown in results; ``plan`` is the one to take where nobody names one. Backends keep
-    what they compiled, so that the next job of the same shape starts warm, until `close`. They are not thread-safe:
-    one job at a time.
+    ``name`` and ``precision`` are shown in results. Backends keep what they compiled, so that the next job of the same
+    shape starts warm, until `close`. They are not thread-safe: one job at a time.
     """
 
     name: str
     precision: str
-    plan: Plan
+    plans: tuple[Plan, ...]
+    """Those among which `plan_for` chooses."""
     progress: Callable[[str, int, int], None] | None
     """Called while something is compiled for minutes: a phase, how many of its steps are done, of how many."""
 
@@ -71,6 +71,14 @@ class Backend(Protocol):
 
     def prepare(self, problem: Problem, plan: Plan) -> Evaluator:
         """Return an evaluator of the problem by the plan; raise `UsageError` for a plan that there is not here."""
+        ...
+
+    def plan_for(self, problem: Problem) -> Plan:
+        """Return the plan to take where nobody names one."""
+        ...
+
+    def took(self, problem: Problem, plan: Plan, seconds: float) -> None:
+        """Be told what an evaluation of the problem took by a plan."""
         ...
 
     def versions(self) -> dict[str, str]:

@@ -43,7 +43,7 @@ class TensorRTBackend(GpuBackend):
         precision = checked_precision(self.name, precision)
         load()
         device = open_device(cache=cache)
-        super().__init__(device, precision)
+        super().__init__(device, precision, cache)
         self._cache = cache
         self._gpu: GpuFacts = device.facts
         self._options = _build_options(precision == "tf32", options or {})

@@ -28,7 +28,7 @@ class TorchBackend:
     Raises `UnavailableError` for a GPU that torch does not see.
     """
 
-    plan: Plan = "fused"
+    plans: tuple[Plan, ...] = ("fused",)
     progress: Callable[[str, int, int], None] | None = None
 
     def __init__(self, dtype: torch.dtype = torch.float32, device: Literal["cpu", "cuda"] = "cpu") -> None:
@@ -74,6 +74,13 @@ class TorchBackend:
         if plan != "fused":
             raise UsageError(f"backend torch has no plan {plan!r}: choose fused, or backend onnxruntime")
         return _Evaluator(problem, self._place)
+
+    def plan_for(self, problem: Problem) -> Plan:  # noqa: ARG002 - there is but one
+        """Return the only plan."""
+        return "fused"
+
+    def took(self, problem: Problem, plan: Plan, seconds: float) -> None:
+        """There is nothing to choose."""
 
     def versions(self) -> dict[str, str]:
         """Return torch's version."""

@@ -127,6 +127,20 @@ def test_leaving_early_keeps_the_best_picture_and_frees_the_memory(vgg, pictures
     assert device.allocated_bytes == 0
 
 
+def test_warming_up_times_both_plans_and_the_faster_one_is_taken(vgg, pictures):
+    stylizer, _ = on_device(preset(solver=LBFGS(ITERATIONS)), vgg)
+    stylizer.plan = None
+    assert painted(stylizer, pictures, iterations=2)[0].plan == "sliced"  # the default, as long as none was timed
+    stylizer.warm_up(40, 30)
+    kind = stylizer.backend._times._seconds
+    ((problem, seconds),) = kind.items()
+    assert set(seconds) == {"sliced", "fused"}
+    for plan in seconds:
+        kind[problem] = {"sliced": 2.0, "fused": 2.0, plan: 1.0}
+        assert painted(stylizer, pictures, iterations=2)[0].plan == plan
+    stylizer.close()
+
+
 def test_a_device_without_room_is_a_limit_and_not_a_crash(vgg, pictures):
     stylizer, device = on_device(preset(solver=LBFGS(ITERATIONS)), vgg)
     device.memory_limit = 1 << 20
