@@ -14,5 +14,6 @@
 `pictures`       what is painted
 `machine`        where: the processor, its measured peak, versions
 `report`         sections, tables and bounds, and how they become Markdown
+`gpu`            ``make gpu-check``: kernels, engines and plans on a GPU host; a command of its own
 ===============  ======================================================================================
 """

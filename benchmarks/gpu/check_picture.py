@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from benchmarks.gpu.findings import Check, differing, worst
 from benchmarks.gpu.room import F64, Room
-from impasto.export.objective import TV_FORMS
+from impasto.export.objective import TV_FORMS, TvForm
 from impasto.models.conventions import PIXEL_SPACES
 from impasto.runtime.gpu.protocol import Device
 from impasto.runtime.images import to_uint8
@@ -31,7 +31,7 @@ def checks(device: Device, quick: bool) -> Iterator[Check]:
         yield from _picture(device, name, 24 if quick else 512)
 
 
-def _variation(device: Device, form: str, size: tuple[int, int]) -> Iterator[Check]:
+def _variation(device: Device, form: TvForm, size: tuple[int, int]) -> Iterator[Check]:
     title = f"tv {form} {size[1]}×{size[0]}"
     stream = np.random.default_rng(4)
     image, upstream = (stream.standard_normal((3, *size), np.float32) * 30 for _ in range(2))

@@ -80,7 +80,7 @@ def _passes(device: Device, size: int) -> Iterator[Check]:
 
 def _adam(device: Device, size: int) -> Iterator[Check]:
     x, gradient, m, v = (_random(seed, size) for seed in (12, 13, 14, 15))
-    v, low, high = np.abs(v), np.float32([-0.5]), np.float32([0.5])
+    v, low, high = np.abs(v), np.array([-0.5], F32), np.array([0.5], F32)
     settings: dict[str, Any] = {"scale": 0.25, "betas": (0.9, 0.999), "bias": 0.4, "eps": 1e-3, "rate": 0.7}
     with Room(device) as room:
         places = [room.put(values) for values in (x, gradient, m, v)]

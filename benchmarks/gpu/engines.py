@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from benchmarks.gpu.findings import Check, Part
-from benchmarks.gpu.variants import DEVICE_LOOP, Open, Variant, open_variant
+from benchmarks.gpu.variants import DEVICE_LOOP, Open, Variant, engine_cache, open_variant
 from benchmarks.report import Table
 from benchmarks.task import ROOT
 from impasto.models.random_weights import random_weights
@@ -34,7 +34,7 @@ class Engines:
 
 def part(quick: bool) -> Part:
     """Build on the first GPU, for a usual and for an odd size."""
-    with EngineCache() as cache:
+    with engine_cache() as cache:
         found = built(((96, 77),) if quick else ((512, 512), (203, 301)), DEVICE_LOOP, open_variant, cache)
         for command in ("list", "verify"):
             with found.attempt(f"impasto engines {command}"):

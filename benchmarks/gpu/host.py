@@ -38,7 +38,7 @@ def part(quick: bool) -> Part:
             "compute capability": "{}.{}".format(*device.compute_capability),
             "memory, GiB": f"{total / 2**30:.1f}, {free / 2**30:.1f} free",
             **_attributes(device),
-            **_driver(),
+            **_driver(0),
         }
         cuda = device.facts.driver_version
         versions["CUDA of the driver"] = f"{cuda // 1000}.{cuda % 1000 // 10}"
@@ -99,12 +99,16 @@ def _attributes(device: CudaDevice) -> dict[str, str]:
     return found
 
 
-def _driver() -> dict[str, Any]:
-    """Return what nvidia-smi tells of the first GPU; nothing where it does not run."""
+def _driver(index: int) -> dict[str, Any]:
+    """Return what nvidia-smi tells of the GPU that CUDA counts so; nothing where it does not run."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return {}
-    query = [command, f"--query-gpu={','.join(_SMI)}", "--format=csv,noheader", "--id=0"]
+    import pycuda.driver as cuda
+
+    # nvidia-smi counts otherwise than CUDA does, and shows GPUs that this process may not.
+    place = cuda.Device(index).pci_bus_id()
+    query = [command, f"--query-gpu={','.join(_SMI)}", "--format=csv,noheader", f"--id={place}"]
     done = subprocess.run(query, capture_output=True, text=True, check=False)
     values = done.stdout.strip().split(", ")
     return dict(zip(_SMI, values, strict=True)) if done.returncode == 0 and len(values) == len(_SMI) else {}

@@ -12,8 +12,8 @@ from benchmarks.gpu.findings import Check, Part
 from benchmarks.gpu.kernel_times import Time, gram_times, streaming_times
 from benchmarks.gpu.peaks import torch_on_gpu
 from benchmarks.gpu.resources import Resources, resources
+from benchmarks.gpu.variants import engine_cache
 from benchmarks.report import Bound, Table
-from impasto.optimize.cache import EngineCache
 from impasto.runtime.gpu.cuda import open_device
 from impasto.runtime.gpu.protocol import Device, Kernel
 
@@ -41,7 +41,7 @@ class Watched:
 def part(quick: bool) -> Part:
     """Check and measure on the first GPU."""
     found = Part("Kernels")
-    with EngineCache() as cache, open_device(cache=cache) as device:
+    with engine_cache() as cache, open_device(cache=cache) as device:
         watched = Watched(device)
         check(found, watched, quick)
         measure(found, watched, quick)
@@ -59,7 +59,7 @@ def part(quick: bool) -> Part:
 def checks(quick: bool) -> Part:
     """Check only, on the first GPU: what runs under compute-sanitizer."""
     found = Part("Kernels")
-    with EngineCache() as cache, open_device(cache=cache) as device:
+    with engine_cache() as cache, open_device(cache=cache) as device:
         check(found, device, quick)
     return found
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.evaluation import convolution_gflop
 from benchmarks.gpu.findings import Part
 from benchmarks.gpu.peaks import matrix_tflops, torch_on_gpu
-from benchmarks.gpu.variants import DEVICE_LOOP, Open, Variant, open_variant
+from benchmarks.gpu.variants import DEVICE_LOOP, Open, Variant, engine_cache, open_variant
 from benchmarks.pictures import pairs, square
 from benchmarks.report import Bound, Table, spread
 from impasto.models.random_weights import random_weights
@@ -54,7 +54,7 @@ class Times:
     seconds: list[float]
     rivals: dict[str, list[float]]
     peak_bytes: int | None
-    finite: bool = field(default=True)
+    finite: bool = True
 
     def speedups(self, rival: str) -> list[float]:
         """Return, round by round, how many times as fast as a rival it is."""
@@ -74,7 +74,7 @@ def part(quick: bool) -> Part:
     peak = None
     with found.attempt("share of the peak"):
         peak = matrix_tflops("bf16")
-    with EngineCache() as cache:
+    with engine_cache() as cache:
         times = [
             each
             for size in sizes
@@ -229,7 +229,7 @@ def targets(times: list[Times], shares: list[float | None]) -> list[Bound]:
 
 def faster_plans(times: list[Times]) -> list[str]:
     """Return, for each backend and precision that has several plans, which one was faster."""
-    found = {}
+    found: dict[tuple[str, str], dict[str, float]] = {}
     for t in times:
         found.setdefault((t.what, t.precision), {})[t.plan] = median(t.seconds)
     lines = []

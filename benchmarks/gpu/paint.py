@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 
 from benchmarks.gpu.findings import Check, Part, differing
-from benchmarks.gpu.variants import EVERY, Variant
+from benchmarks.gpu.variants import PAINTERS, Variant, engine_cache
 from benchmarks.pictures import square
 from benchmarks.report import Table
 from impasto.optimize.cache import EngineCache
@@ -24,8 +24,8 @@ CPU = Variant("onnxruntime", "fp32", ("fused",))
 
 def part(quick: bool) -> Part:
     """Paint on the first GPU."""
-    with EngineCache() as cache:
-        return painted(64 if quick else 192, 6 if quick else 90, EVERY, open_stylizer, cache)
+    with engine_cache() as cache:
+        return painted(64 if quick else 192, 6 if quick else 90, PAINTERS, open_stylizer, cache)
 
 
 def open_stylizer(variant: Variant, plan: Plan | None, cache: EngineCache) -> Stylizer:

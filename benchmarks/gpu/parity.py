@@ -20,14 +20,13 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from benchmarks.gpu.findings import Check, Part, cosine, distance
-from benchmarks.gpu.variants import EVERY, Open, Variant, open_variant
+from benchmarks.gpu.variants import EVERY, Open, Variant, engine_cache, open_variant
 from benchmarks.pictures import square
 from benchmarks.report import Table
 from impasto.errors import UnavailableError
 from impasto.export.objective import Objective
 from impasto.models.random_weights import filterbank_weights, random_weights
 from impasto.models.weights import Weights
-from impasto.optimize.cache import EngineCache
 from impasto.runtime.backends.protocol import Backend, Plan
 from impasto.runtime.problem import FloatArray, Losses, Problem
 from impasto.runtime.recipes import FILTERBANK, JOHNSON
@@ -75,7 +74,7 @@ def part(quick: bool) -> Part:
 def compared(quick: bool, variants: Iterable[Variant], open_: Open) -> Part:
     """Compare variants as ``open_`` opens them."""
     found = Part("Parity")
-    with found.attempt("parity"), EngineCache() as cache:
+    with found.attempt("parity"), engine_cache() as cache:
         cases = make_cases(quick)
         errors: list[Error] = []
         for variant in variants:

@@ -37,7 +37,16 @@ EVERY = (
 )
 
 
+PAINTERS = tuple(variant for variant in EVERY if variant.backend != "torch-cuda")
+"""Those that promise the same bits every time. PyTorch's gradient of a reflected border is summed in any order."""
+
 _BFLOAT16 = (8, 0)
+_CACHE_BYTES = 64 << 30
+
+
+def engine_cache() -> EngineCache:
+    """Return the user's engine cache, in which the engines of a whole check have room beside each other."""
+    return EngineCache(max_bytes=_CACHE_BYTES)
 
 
 def open_variant(variant: Variant, cache: EngineCache) -> Backend:

@@ -140,7 +140,9 @@ class _Evaluator:
 
 def _exact_products() -> AbstractContextManager[None]:
     """On a GPU, keep convolutions from rounding float32 to TensorFloat-32, torch's default: this is the reference."""
-    context: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    context: AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, deterministic=True, allow_tf32=False
+    )
     return context
 
 
