@@ -6,6 +6,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # A host with an NVIDIA driver gets the packages for its GPU; `make engines GPU=` builds for the CPU all the same.
 GPU := $(shell command -v nvidia-smi 2>/dev/null)
 GPU_EXTRA := gpu
+# The pins are CUDA 13's; for CUDA 12 the extra's ranges choose.
+GPU_PINS = $(if $(filter gpu,$(GPU_EXTRA)),-c deploy/constraints-gpu.txt)
 SOURCES := $(shell find impasto models export optimize runtime -name '*.py')
 
 .DEFAULT_GOAL := help
@@ -44,11 +46,12 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -c constraints.txt -e .
 	@touch $@
 
-# onnxruntime and onnxruntime-gpu hold the same files: the second must be laid down last.
+# onnxruntime and onnxruntime-gpu hold the same files: the second must be laid down last, in the version that was chosen.
 $(VENV)/.gpu: $(VENV)/.runtime deploy/constraints-gpu.txt
-	$(PIP) install -c constraints.txt -c deploy/constraints-gpu.txt -e '.[$(GPU_EXTRA)]'
+	$(PIP) install -c constraints.txt $(GPU_PINS) -e '.[$(GPU_EXTRA)]'
 	$(PIP) uninstall -y onnxruntime
-	$(PIP) install -c deploy/constraints-gpu.txt --force-reinstall --no-deps onnxruntime-gpu
+	version=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("onnxruntime-gpu"))') && \
+	$(PIP) install --force-reinstall --no-deps onnxruntime-gpu==$$version
 	@touch $@
 
 # What the GPU's results are held against; alone, for the package itself would bring onnxruntime back.
@@ -58,6 +61,7 @@ $(VENV)/.torch: $(VENV)/.gpu
 
 $(VENV)/.dev: $(VENV)/.runtime
 	$(PIP) install -c constraints.txt -e '.[dev,reference,scipy,keras]'
+	@rm -f $(VENV)/.gpu  # onnxruntime has come back
 	@touch $@
 
 $(VENV)/.typed: $(SOURCES) pyproject.toml | $(VENV)/.dev

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from impasto.errors import GraphError, UnavailableError
+from impasto.errors import GraphError, LimitError, UnavailableError
 from impasto.export.graph import Graph
 from impasto.optimize.onnxruntime import import_onnxruntime
 
@@ -73,8 +73,23 @@ def require_provider(name: str) -> None:
     if name not in ort.get_available_providers():
         raise UnavailableError(
             f"ONNX Runtime {ort.__version__} as installed has no {name}: pip uninstall -y onnxruntime, then pip "
-            f"install --force-reinstall --no-deps {_PACKAGE} (the two packages hold the same files)"
+            f"install --force-reinstall --no-deps {_PACKAGE} (the two packages hold the same files; for CUDA 12 "
+            f"'{_PACKAGE}<1.27')"
         )
+
+
+def require_working(provider: Provider) -> None:
+    """Raise `UnavailableError` unless the provider runs here: installed, its libraries found, a GPU that it can use.
+
+    A session of one node tells, for ONNX Runtime looks for none of these before there is a session. Raises `LimitError`
+    for a GPU without memory to spare.
+    """
+    graph = Graph("trial")
+    graph.outputs = [graph.add("Relu", graph.input("x", (1,)))]
+    try:
+        build_gpu_session(graph, provider, whole=False)
+    except GraphError as cause:
+        raise UnavailableError(f"{cause}: look at nvidia-smi for a GPU and its driver") from cause
 
 
 def build_gpu_session(graph: Graph, provider: Provider, *, whole: bool = True) -> InferenceSession:
@@ -82,7 +97,7 @@ def build_gpu_session(graph: Graph, provider: Provider, *, whole: bool = True) -
 
     ``whole`` insists that every node does; otherwise arithmetic on shapes may run on the CPU, as free dimensions need.
     Raises `UnavailableError` where the provider is missing or cannot be loaded, `GraphError` for a graph that it
-    refuses or cannot run whole.
+    refuses or cannot run whole, `LimitError` where the GPU's memory does not suffice.
     """
     require_provider(provider.name)
     ort = import_onnxruntime()
@@ -104,8 +119,13 @@ def build_gpu_session(graph: Graph, provider: Provider, *, whole: bool = True) -
         # What TensorRT leaves over goes to CUDA, not to the CPU.
         providers.append(("CUDAExecutionProvider", {"device_id": provider.options["device_id"]}))
     try:
-        session = ort.InferenceSession(graph.model().SerializeToString(), options, providers=providers)
+        # Without a fallback: Python's session would run on the CPU what failed on the GPU, and print that it does.
+        session = ort.InferenceSession(
+            graph.model().SerializeToString(), options, providers=providers, enable_fallback=0
+        )
     except Exception as cause:  # ONNX Runtime's exceptions have no common base class
+        if lacks_memory(cause):
+            raise out_of_memory(graph.name) from cause
         raise GraphError(f"ONNX Runtime's {provider.name} refuses {graph.name!r}: {first_line(cause)}") from cause
     used = session.get_providers()
     if used[0] != provider.name:
@@ -114,6 +134,16 @@ def build_gpu_session(graph: Graph, provider: Provider, *, whole: bool = True) -
             f"{_PACKAGE} {ort.__version__} was built for (pip install '{_PACKAGE}[cuda,cudnn]'), or a newer driver"
         )
     return session
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Tell whether an exception of ONNX Runtime's is about memory of the device."""
+    return any(text in str(error) for text in ("allocate memory", "out of memory"))
+
+
+def out_of_memory(name: str) -> LimitError:
+    """Return the error for a graph for which the device has no room."""
+    return LimitError(f"out of GPU memory in {name!r}: lower --size, or close other programs")
 
 
 def first_line(error: Exception) -> str:

@@ -46,7 +46,7 @@ class BuildOptions:
     the builder searches (3 is TensorRT's own default, 5 takes several times as long); ``refit`` leaves the weights
     replaceable, so that other weights need no other engine, at some cost in speed.
 
-    Raises `UsageError` for values that TensorRT does not have.
+    Raises `UsageError` for values of another type, and for those that TensorRT does not have.
     """
 
     tf32: bool = False
@@ -55,10 +55,14 @@ class BuildOptions:
     refit: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.level <= 5:
+        # By type, since True is a 1: both would be taken, and be engines of different keys.
+        if type(self.level) is not int or not 0 <= self.level <= 5:
             raise UsageError(f"builder level {self.level} does not exist: give 0 to 5")
-        if self.workspace is not None and self.workspace < 1:
-            raise UsageError(f"a workspace of {self.workspace} bytes is none: give a positive size")
+        if self.workspace is not None and (type(self.workspace) is not int or not 0 < self.workspace < 1 << 63):
+            raise UsageError(f"a workspace of {self.workspace} bytes is none: give a positive whole number")
+        for name in ("tf32", "refit"):
+            if type(getattr(self, name)) is not bool:
+                raise UsageError(f"builder option {name} is {getattr(self, name)!r}: give true or false")
 
 
 def build_engine(

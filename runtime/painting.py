@@ -205,8 +205,11 @@ class Painting:
                 return best.rgb(pixel_space(preset.objective.pixels), self._job.margin(stage))
             return to_uint8(self._picture(best, stage))
 
+        laps = []
         with closing(_descent(canvas, solver, preset.evaluations)) as descent:
+            lap = clock()
             for seen in descent:
+                laps.append(lap())
                 terms = _times(seen.terms, canvas.unit)
                 if best.terms is not None:
                     self._losses = _times(best.terms, canvas.unit)
@@ -222,7 +225,7 @@ class Painting:
                 )
                 self._trace.append(TracePoint(step.iteration, step.evaluation, step.seconds, step.loss))
                 yield step
-        laps = np.diff([point.seconds for point in self._trace[done.evaluation :]])
+                lap = clock()  # what the caller does with a step is not the plan's
         if len(laps) > _UNTIMED:
             canvas.took(float(np.median(laps[_UNTIMED:])))
 

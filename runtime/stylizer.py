@@ -68,6 +68,9 @@ class Stylizer:
             raise UsageError(f"threads is {threads}: give at least 1")
         asked, note = choose(preset, weights) if isinstance(preset, str) else (preset, None)
         self.limits = limits or Limits()
+        self.weights = weights if isinstance(weights, Weights) else find_weights(weights or asked.weights)
+        self.preset = asked.for_weights(self.weights)
+        # Last of what can fail, for a GPU that is open must be closed again.
         self._owned = EngineCache() if cache is True else None
         engines = self._owned if isinstance(cache, bool) else cache
         self.passed_over: dict[str, str] = {}
@@ -76,8 +79,6 @@ class Stylizer:
         else:
             self.backend = open_backend(backend, engines, threads, precision, engine_options)
         self.plan = plan
-        self.weights = weights if isinstance(weights, Weights) else find_weights(weights or asked.weights)
-        self.preset = asked.for_weights(self.weights)
         reached = self.weights.taps
         left_out = [t for t in asked.objective.taps if resolve_tap(self.weights.backbone, t) not in reached]
         notes = [note] if note else []

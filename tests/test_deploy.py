@@ -220,14 +220,19 @@ def test_a_cache_that_is_not_there_is_refused_before_anything_is_built(start, tm
     assert done.stderr.count("\n") == 1
 
 
-def report(available):
-    return json.dumps({"backends": {"tensorrt": {"available": available, "detail": "it's so"}}})
+def report(available, name="tensorrt"):
+    return json.dumps({"backends": {name: {"available": available, "detail": "it's so"}}})
 
 
 @pytest.mark.parametrize(("available", "code"), [(True, 0), (False, 1)])
 def test_health_is_whether_the_containers_backend_can_run(start, available, code):
     done, calls = start("healthcheck.sh", does=f"cat <<'END'\n{report(available)}\nEND")
     assert (done.returncode, done.stdout, calls) == (code, "it's so\n", ["doctor --json"])
+
+
+def test_the_automatic_choice_is_as_healthy_as_its_last_resort(start):
+    done, _ = start("healthcheck.sh", does=f"cat <<'END'\n{report(True, 'onnxruntime')}\nEND", IMPASTO_BACKEND="auto")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_doctor_that_fails_means_unhealthy(start):

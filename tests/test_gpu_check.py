@@ -12,7 +12,7 @@ import math
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,7 +42,7 @@ from benchmarks.gpu.kernel_times import Time  # noqa: E402
 from benchmarks.gpu.loop import COMPILED, EAGER, Times  # noqa: E402
 from benchmarks.gpu.parity import Case, Error  # noqa: E402
 from benchmarks.gpu.room import TYPES  # noqa: E402
-from benchmarks.gpu.variants import Variant, open_variant  # noqa: E402
+from benchmarks.gpu.variants import EVERY, Variant, open_variant  # noqa: E402
 from benchmarks.report import Bound, Table  # noqa: E402
 from benchmarks.task import ROOT  # noqa: E402
 from impasto.errors import DeviceError, GraphError, LimitError, UnavailableError  # noqa: E402
@@ -50,6 +50,7 @@ from impasto.optimize.cache import EngineCache  # noqa: E402
 from impasto.optimize.onnxruntime_gpu import Provider  # noqa: E402
 from impasto.runtime.backends.cuda import CudaBackend  # noqa: E402
 from impasto.runtime.backends.onnxruntime import OnnxRuntimeBackend  # noqa: E402
+from impasto.runtime.backends.select import open_backend  # noqa: E402
 from impasto.runtime.problem import Losses  # noqa: E402
 from impasto.runtime.stylizer import Stylizer  # noqa: E402
 from tests.emulation import driver  # noqa: E402
@@ -105,7 +106,7 @@ PARTS = {
     ("names", "code", "told"),
     [
         (["right"], 0, "All of 1 checks are right."),
-        (["right", "skipped"], 0, "All of 1 checks are right."),
+        (["right", "skipped"], 0, "All of 1 checks are right, 1 left out."),
         (["wrong", "right"], 1, "wrong: b: error nan, at most 1 of it"),
         (["right", "failed"], 1, "failed: it fell"),
         (["skipped"], 3, "skipped: no torch"),
@@ -243,6 +244,13 @@ def test_checks_that_differ_by_size_share_a_row() -> None:
 
 def test_nothing_run_is_not_all_right() -> None:
     assert verdict({"skipped": PARTS["skipped"]}) == "Nothing could run."
+
+
+@pytest.mark.parametrize("variant", EVERY, ids=str)
+def test_every_variant_is_one_that_its_backend_has(variant: Variant) -> None:
+    # Where there is no GPU it is missing, which leaves it out; a precision that there is not would count as wrong.
+    with suppress(UnavailableError):
+        open_backend(variant.backend, precision=variant.precision).close()
 
 
 def test_a_file_is_named_after_gpu_and_day() -> None:
@@ -627,5 +635,5 @@ def test_parts_run_whole_under_the_stand_in_driver(tmp_path: Path, monkeypatch: 
     assert checked["parity"] == 16
     assert figures["parts"]["host"]["data"]["gpu"]["compute capability"] == "9.0"
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert f"All of {sum(checked.values())} checks are right." in text
+    assert f"All of {sum(checked.values())} checks are right, " in text
     assert "- kernels: cuBLAS beside gram: torch" in text

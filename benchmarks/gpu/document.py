@@ -35,7 +35,7 @@ def document(gpu: str, date: str, parts: Mapping[str, Part], quick: bool) -> str
 
 
 def verdict(parts: Mapping[str, Part]) -> str:
-    """Return one line: how many checks there were, and where what is wrong is."""
+    """Return one line: how many checks there were, where what is wrong is, and how much was left out."""
     checks = sum(len(part.checks) for part in parts.values())
     wrong = {name: len(part.wrong) for name, part in parts.items() if part.wrong}
     if wrong:
@@ -43,7 +43,8 @@ def verdict(parts: Mapping[str, Part]) -> str:
         return f"{sum(wrong.values())} wrong ({places}), of {checks} checks."
     if not checks:
         return "Nothing could run."
-    return f"All of {checks} checks are right."
+    skipped = sum(len(part.skipped) for part in parts.values())
+    return f"All of {checks} checks are right{f', {skipped} left out' if skipped else ''}."
 
 
 def file_stem(gpu: str, date: str) -> str:

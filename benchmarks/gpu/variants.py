@@ -8,6 +8,7 @@ from typing import NamedTuple
 from impasto.errors import UnavailableError
 from impasto.optimize.cache import EngineCache
 from impasto.runtime.backends.gpu import GPU_PRECISIONS
+from impasto.runtime.backends.onnxruntime_gpu import PRECISIONS
 from impasto.runtime.backends.protocol import PLANS, Backend, Plan
 from impasto.runtime.backends.select import open_backend
 from impasto.runtime.gpu.protocol import Device
@@ -32,7 +33,7 @@ DEVICE_LOOP = tuple(Variant(backend, p, PLANS) for backend in ("tensorrt", "cuda
 
 EVERY = (
     *DEVICE_LOOP,
-    *(Variant(f"onnxruntime-{provider}", p, ("fused",)) for provider in ("tensorrt", "cuda") for p in ("tf32", "fp32")),
+    *(Variant(backend, p, ("fused",)) for backend, precisions in PRECISIONS.items() for p in precisions),
     Variant("torch-cuda", "fp32", ("fused",)),
 )
 

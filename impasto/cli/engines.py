@@ -162,14 +162,16 @@ def _facts(entry: Entry) -> dict[str, Any]:
 
 
 def _row(engine: dict[str, Any]) -> tuple[str, ...]:
-    machine = engine["machine"] or {}
+    machine, versions = engine["machine"] or {}, engine["versions"] or {}
+    # Kernels are compiled by one of several compilers, for a target that is no machine's own.
+    compilers = [f"{name} {version}" for name, version in versions.items() if name != "impasto"]
     return (
         engine["name"][:12],
         engine["kind"] or "unreadable",
-        (engine["versions"] or {}).get(engine["kind"], ""),
+        versions.get(engine["kind"], ", ".join(compilers)),
         engine["precision"] or "",
         "" if engine["shape"] is None else "×".join(map(str, engine["shape"])) or "any size",
-        machine.get("gpu") or machine.get("model", ""),
+        machine.get("gpu") or machine.get("model") or (engine["options"] or {}).get("target", ""),
         human_bytes(engine["bytes"]),
         human_age(time.time() - engine["used"]),
         f"foreign: {engine['foreign']}" if engine["foreign"] else "",

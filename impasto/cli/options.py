@@ -108,7 +108,7 @@ EngineOptions = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(min=1, help="CPU threads; by default all that are available.", rich_help_panel=_ENGINE),
+    typer.Option(min=1, help="Threads of ONNX Runtime; by default as many as CPUs.", rich_help_panel=_ENGINE),
 ]
 MaxFileBytes = Annotated[int | None, _limit_option("--max-file-bytes", "Bytes of a picture's file.")]
 MaxPixels = Annotated[int | None, _limit_option("--max-pixels", "Pixels of an input picture.")]

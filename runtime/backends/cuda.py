@@ -5,7 +5,7 @@ from __future__ import annotations
 from impasto.export.graph import Graph
 from impasto.optimize.cache import EngineCache
 from impasto.optimize.onnxruntime import version
-from impasto.optimize.onnxruntime_gpu import Provider, cuda_provider, require_provider
+from impasto.optimize.onnxruntime_gpu import Provider, cuda_provider, require_provider, require_working
 from impasto.runtime.backends.gpu import GpuBackend, checked_precision
 from impasto.runtime.gpu.onnxruntime import OnnxRuntimeGraph
 from impasto.runtime.gpu.protocol import Device, DeviceGraph
@@ -16,7 +16,7 @@ class CudaBackend(GpuBackend):
     """Compiles within seconds, and runs the network about as fast as PyTorch does.
 
     ``device`` and ``provider`` are for tests; by default they are those of the first GPU that is visible. Raises
-    `UnavailableError` where the GPU, PyCUDA or ONNX Runtime's provider is missing.
+    `UnavailableError` where the GPU, PyCUDA or ONNX Runtime's provider is missing or cannot run.
     """
 
     name = "cuda"
@@ -38,6 +38,11 @@ class CudaBackend(GpuBackend):
             device = open_device(cache=cache)
         super().__init__(device, precision, cache)
         self._provider = provider or cuda_provider(stream=device.stream, tf32=precision == "tf32")
+        try:
+            require_working(self._provider)
+        except BaseException:
+            self.close()
+            raise
 
     def compile_for_device(self, graph: Graph, shapes: Shapes) -> DeviceGraph:
         """Return the graph as ONNX Runtime runs it."""

@@ -38,10 +38,10 @@ class GpuBackend(GraphBackend):
     plans = PLANS
 
     def __init__(self, device: Device, precision: str, cache: EngineCache | None = None) -> None:
-        """Take the device, the precision, and the cache beside whose engines the times of plans are kept."""
+        """Take the device, the precision, and the cache among whose engines the times of plans are kept."""
         super().__init__(precision)
         self.device = device
-        self._times = PlanTimes(cache.root.parent / "plans.json" if cache else None)
+        self._times = PlanTimes(cache.root / "plans.json" if cache else None)
 
     @abstractmethod
     def compile_for_device(self, graph: Graph, shapes: Shapes) -> DeviceGraph:

@@ -6,13 +6,14 @@ evaluation, and the solver is the host's. The backends ``cuda`` and ``tensorrt``
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from impasto.errors import DeviceError, LimitError, UsageError
+from impasto.errors import DeviceError, EngineError, UsageError
 from impasto.export.graph import Graph
 from impasto.optimize.cache import EngineCache, require_private
 from impasto.optimize.onnxruntime import import_onnxruntime, version
@@ -21,7 +22,9 @@ from impasto.optimize.onnxruntime_gpu import (
     build_gpu_session,
     cuda_provider,
     first_line,
-    require_provider,
+    lacks_memory,
+    out_of_memory,
+    require_working,
     tensorrt_provider,
 )
 from impasto.runtime.backends.graphs import GraphBackend
@@ -31,11 +34,15 @@ PRECISIONS = {"onnxruntime-cuda": ("tf32", "fp32"), "onnxruntime-tensorrt": ("tf
 """The first is the default. The TensorRT provider cannot be told to leave float32 as it is."""
 
 
+_logger = logging.getLogger("impasto")
+
+
 class OnnxRuntimeGpuBackend(GraphBackend):
     """Runs graphs by ``onnxruntime-cuda`` or ``onnxruntime-tensorrt`` on the first GPU that is visible.
 
     ``precision`` tf32 allows products of float32 to be rounded to TensorFloat-32. With ``cache``, TensorRT's engines
-    are kept in its folder. Raises `UnavailableError` where the provider is not installed.
+    are kept in its folder. Raises `UnavailableError` where the provider is not installed or cannot run, `LimitError`
+    where the GPU is full.
     """
 
     def __init__(self, name: str, cache: EngineCache | None = None, precision: str | None = None) -> None:
@@ -45,10 +52,11 @@ class OnnxRuntimeGpuBackend(GraphBackend):
         if self.precision not in known:
             raise UsageError(f"backend {name} has no precision {precision!r}: choose among {', '.join(known)}")
         if name == "onnxruntime-tensorrt":
+            require_working(tensorrt_provider())
             self._provider = tensorrt_provider(engines=None if cache is None else _engines(cache))
         else:
             self._provider = cuda_provider(tf32=self.precision == "tf32")
-        require_provider(self._provider.name)
+            require_working(self._provider)
 
     def compile(self, graph: Graph, *, once: bool = False) -> Session:  # noqa: ARG002 - memory is the provider's arena
         """Return a session for the graph."""
@@ -61,11 +69,19 @@ class OnnxRuntimeGpuBackend(GraphBackend):
         return {"onnxruntime": version(), "onnx": str(onnx.__version__)}
 
 
-def _engines(cache: EngineCache) -> Path:
-    """Return a folder of the user's own beside the cache's, in which the provider keeps engines by its own names."""
-    folder = cache.root.parent / "onnxruntime-tensorrt"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    require_private(folder)
+def _engines(cache: EngineCache) -> Path | None:
+    """Return a folder of the user's own in the cache's, in which the provider keeps engines by its own names.
+
+    None where there can be none: they are built anew each time then.
+    """
+    folder = cache.root / "onnxruntime-tensorrt"
+    try:
+        for path in (cache.root, folder):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            require_private(path)
+    except (OSError, EngineError) as error:
+        _logger.warning("engine cache not used: %s", error)
+        return None
     return folder
 
 
@@ -93,12 +109,9 @@ class GpuSession:
             self._session.run_with_iobinding(binding)
             values = binding.copy_outputs_to_cpu()
         except Exception as cause:  # ONNX Runtime's exceptions have no common base class
-            reason = first_line(cause)
-            if "allocate memory" in reason or "out of memory" in reason:
-                raise LimitError(
-                    f"out of GPU memory in {self._name!r}: lower --size, or close other programs"
-                ) from cause
-            raise DeviceError(f"ONNX Runtime cannot run {self._name!r}: {reason}") from cause
+            if lacks_memory(cause):
+                raise out_of_memory(self._name) from cause
+            raise DeviceError(f"ONNX Runtime cannot run {self._name!r}: {first_line(cause)}") from cause
         return dict(zip(self._outputs, values, strict=True))
 
     def close(self) -> None:

@@ -36,10 +36,10 @@ def open_backend(
 
     A backend that is asked for by name is used, or this raises. ``precision`` is by default the backend's own: tf32 on
     GPUs, fp32 elsewhere. ``threads`` is for backends that run on the CPU; ``engine_options`` are the fields of
-    `impasto.optimize.tensorrt.BuildOptions`, other than ``tf32``.
+    `impasto.optimize.tensorrt.BuildOptions`, other than ``tf32``; with them ``auto`` stands for TensorRT.
 
     Raises `UnknownNameError` for an unknown name, `UnavailableError` where what it needs is not here, `UsageError` for
-    a precision that the backend does not have.
+    a precision or options that the backend does not have, `LimitError` for a GPU without memory to begin with.
     """
     if precision is not None and precision not in PRECISIONS:
         raise UnknownNameError("precision", precision, PRECISIONS)
@@ -83,18 +83,19 @@ def open_automatic(
 ) -> tuple[Backend, dict[str, str]]:
     """Return the backend that ``auto`` stands for here, and why not the ones before it, by name.
 
-    GPUs are looked for only where the packages for them are installed. A precision or options that only GPUs have rule
-    out the CPU: then what is missing is an `UnavailableError`.
+    GPUs are looked for only where the packages for them are installed. A precision that only GPUs have rules out the
+    CPU, and ``engine_options`` all but TensorRT: then what is missing is an `UnavailableError`.
     """
+    if engine_options:
+        return open_backend("tensorrt", cache, threads, precision, engine_options), {}
     passed: dict[str, str] = {}
     for name, packages in _AUTOMATIC.items():
         missing = [package for package in packages if find_spec(package) is None]
         if missing:
             passed[name] = f"{' and '.join(missing)} not installed"
             continue
-        options = engine_options if name == "tensorrt" else None
         try:
-            return open_backend(name, cache, threads, precision, options), passed
+            return open_backend(name, cache, threads, precision), passed
         except UnavailableError as error:
             passed[name] = str(error)
         except UsageError as error:

@@ -41,13 +41,17 @@ class TensorRTBackend(GpuBackend):
         from impasto.runtime.gpu.cuda import open_device
 
         precision = checked_precision(self.name, precision)
+        self._options = _build_options(precision == "tf32", options or {})
         load()
         device = open_device(cache=cache)
         super().__init__(device, precision, cache)
         self._cache = cache
         self._gpu: GpuFacts = device.facts
-        self._options = _build_options(precision == "tf32", options or {})
-        self._runtime = TensorRTRuntime(device.stream)
+        try:
+            self._runtime = TensorRTRuntime(device.stream)
+        except BaseException:
+            device.close()
+            raise
 
     def compile_for_device(self, graph: Graph, shapes: Shapes) -> DeviceGraph:
         """Return the graph's engine, from the cache or built now."""

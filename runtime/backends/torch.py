@@ -6,14 +6,14 @@ what every other backend is tested against.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from impasto.errors import UnavailableError, UsageError
+from impasto.errors import DeviceError, LimitError, UnavailableError, UsageError
 from impasto.export.objective import Objective
 from impasto.models.conventions import pixel_space
 from impasto.models.reference import Reference
@@ -25,7 +25,8 @@ from impasto.runtime.problem import Evaluator, FloatArray, Losses, Problem
 class TorchBackend:
     """Runs the reference on the CPU or a GPU; float64 if asked, otherwise float32.
 
-    Raises `UnavailableError` for a GPU that torch does not see.
+    Raises `UnavailableError` for a GPU that torch does not see; later `LimitError` where its memory does not suffice,
+    and `DeviceError` where it fails.
     """
 
     plans: tuple[Plan, ...] = ("fused",)
@@ -42,10 +43,10 @@ class TorchBackend:
 
     def calibrate(self, weights: Weights, objective: Objective, image: FloatArray) -> Calibration:
         """Calibrate filters, as `Backend.calibrate` says."""
-        network = _network(weights, objective, objective.taps, self._place)
-        with torch.no_grad(), _exact_products():
+        with torch.no_grad(), _at_work():
+            network = _network(weights, objective, objective.taps, self._place)
             found = network.calibrate(self._place(image))
-        return {name: _numpy(value) for name, value in found.items()}
+            return {name: _numpy(value) for name, value in found.items()}
 
     def measure(
         self,
@@ -57,9 +58,9 @@ class TorchBackend:
         calibration: Calibration,
     ) -> Measured:
         """Measure targets, as `Backend.measure` says."""
-        network = _network(weights, objective, (*content, *style), self._place)
         measured, means = {}, {}
-        with torch.no_grad(), _exact_products():
+        with torch.no_grad(), _at_work():
+            network = _network(weights, objective, (*content, *style), self._place)
             taps = network(self._place(image), _tensors(calibration, self._place))
             for tap in style:
                 if objective.statistic(tap) == "covariance":
@@ -67,13 +68,14 @@ class TorchBackend:
                     measured[tap], means[tap] = _numpy(covariance), _numpy(mean)
                 else:
                     measured[tap] = _numpy(_gram(taps[tap]) / (taps[tap].shape[2] * taps[tap].shape[3]))
-        return Measured({tap: _numpy(taps[tap]) for tap in content}, measured, means)
+            return Measured({tap: _numpy(taps[tap]) for tap in content}, measured, means)
 
     def prepare(self, problem: Problem, plan: Plan) -> Evaluator:
         """Return an evaluator by autograd, which is one plan: fused."""
         if plan != "fused":
-            raise UsageError(f"backend torch has no plan {plan!r}: choose fused, or backend onnxruntime")
-        return _Evaluator(problem, self._place)
+            raise UsageError(f"backend {self.name} has no plan {plan!r}: choose fused, or backend onnxruntime")
+        with _at_work():
+            return _Evaluator(problem, self._place)
 
     def plan_for(self, problem: Problem) -> Plan:  # noqa: ARG002 - there is but one
         """Return the only plan."""
@@ -114,7 +116,7 @@ class _Evaluator:
 
     def evaluate(self, image: FloatArray) -> Losses:
         """Return losses and gradient, as `Evaluator.evaluate` says."""
-        with _exact_products():
+        with _at_work():
             return self._evaluate(image)
 
     def _evaluate(self, image: FloatArray) -> Losses:
@@ -138,12 +140,21 @@ class _Evaluator:
         return Losses({name: float(value.detach()) for name, value in terms.items()}, _numpy(x.grad))
 
 
-def _exact_products() -> AbstractContextManager[None]:
-    """On a GPU, keep convolutions from rounding float32 to TensorFloat-32, torch's default: this is the reference."""
-    context: AbstractContextManager[None] = torch.backends.cudnn.flags(
-        enabled=True, deterministic=True, allow_tf32=False
-    )
-    return context
+@contextmanager
+def _at_work() -> Iterator[None]:
+    """On a GPU, keep convolutions from rounding float32 to TensorFloat-32, torch's default: this is the reference.
+
+    What torch raises for a GPU that is full or fails becomes `LimitError` and `DeviceError`.
+    """
+    try:
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            yield
+    except torch.OutOfMemoryError as error:
+        raise LimitError("out of GPU memory in torch: lower --size, or close other programs") from error
+    except RuntimeError as error:
+        if "CUDA error" not in str(error):
+            raise
+        raise DeviceError(f"torch's GPU failed ({str(error).splitlines()[0]}): start the process again") from error
 
 
 def _network(weights: Weights, objective: Objective, taps: tuple[str, ...], place: _Place) -> Reference:

@@ -11,8 +11,9 @@ import numpy as np
 from impasto.export.fused import GRADIENT, GRADIENT_SCALE
 from impasto.models.layers import IMAGE
 from impasto.runtime.gpu.gradient_scale import GradientScale
-from impasto.runtime.gpu.memory import Memory
+from impasto.runtime.gpu.memory import Memory, settle
 from impasto.runtime.gpu.protocol import Address, Device, DeviceGraph, TensorSpec
+from impasto.runtime.gpu.replay import replay
 from impasto.runtime.kernels.solver import VectorKernels
 from impasto.runtime.plans.fused import graph_inputs
 from impasto.runtime.problem import Problem
@@ -36,6 +37,7 @@ class FusedEvaluator:
         self._owned = ExitStack()
         self._owned.callback(self._memory.close)
         self._owned.callback(graph.close)
+        self._owned.callback(settle, device)
         try:
             self._plan()
         except BaseException:
@@ -81,7 +83,7 @@ class FusedEvaluator:
             return
         # The first run loads what a capture must not load.
         self._evaluate()
-        self._replay = self.device.capture(self._evaluate) if self._graph.capturable else self._evaluate
+        self._replay = replay(self.device, self._evaluate, [self._graph])
 
     def observed(self, largest: float) -> None:
         """Take note of the largest element of the last gradient; not finite where the evaluation failed."""

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from impasto.errors import DeviceError
 from impasto.runtime.gpu.protocol import Address, Buffer, Device, TensorSpec
+
+
+def settle(device: Device) -> None:
+    """Wait for what is enqueued before what it uses is freed; on a device that has failed nothing is under way."""
+    with contextlib.suppress(DeviceError):
+        device.synchronize()
 
 
 class Memory:

@@ -11,7 +11,7 @@ from onnx import helper
 from impasto.errors import DeviceError, GraphError
 from impasto.export.graph import Graph
 from impasto.optimize.onnxruntime import import_onnxruntime
-from impasto.optimize.onnxruntime_gpu import Provider, build_gpu_session, first_line
+from impasto.optimize.onnxruntime_gpu import Provider, build_gpu_session, first_line, lacks_memory, out_of_memory
 from impasto.runtime.gpu.protocol import Address, TensorSpec
 
 
@@ -47,10 +47,12 @@ class OnnxRuntimeGraph:
                 bind(name, self._memory, self._index, kind, list(spec.shape), addresses[name])
 
     def enqueue(self) -> None:
-        """Run on the device's stream."""
+        """Run on the device's stream, as `DeviceGraph.enqueue` says."""
         try:
             self._session.run_with_iobinding(self._binding, self._options)
         except Exception as cause:  # ONNX Runtime's exceptions have no common base class
+            if lacks_memory(cause):
+                raise out_of_memory(self._name) from cause
             raise DeviceError(f"ONNX Runtime cannot run {self._name!r}: {first_line(cause)}") from cause
 
     def close(self) -> None:

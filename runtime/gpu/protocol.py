@@ -152,7 +152,7 @@ class DeviceGraph(Protocol):
         ...
 
     def enqueue(self) -> None:
-        """Run on the device's stream; raise `DeviceError` where that cannot be enqueued."""
+        """Run on the device's stream; raise `DeviceError` where that cannot be enqueued, `LimitError` for no room."""
         ...
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from impasto.export.graph import Graph
-from impasto.runtime.gpu.memory import Memory
+from impasto.runtime.gpu.memory import Memory, settle
 from impasto.runtime.gpu.protocol import Device, DeviceGraph
 from impasto.runtime.plans.session import Arrays
 
@@ -39,6 +39,7 @@ class DeviceSession:
             compiled.enqueue()
             return {name: self._device.download(memory[name], spec) for name, spec in compiled.outputs.items()}
         finally:
+            settle(self._device)
             compiled.close()
             memory.close()
 

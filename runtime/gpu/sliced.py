@@ -22,8 +22,9 @@ from impasto.export.objective import Objective, coefficients, style_target
 from impasto.export.slices import Slice, cotangent
 from impasto.models.layers import IMAGE
 from impasto.runtime.gpu.gradient_scale import GradientScale
-from impasto.runtime.gpu.memory import Memory
+from impasto.runtime.gpu.memory import Memory, settle
 from impasto.runtime.gpu.protocol import Address, Device, DeviceGraph, TensorSpec
+from impasto.runtime.gpu.replay import replay
 from impasto.runtime.kernels.gram import Gram
 from impasto.runtime.kernels.gram_vjp import GramVjp
 from impasto.runtime.kernels.solver import SegmentSums, VectorKernels
@@ -65,6 +66,10 @@ class SlicedEvaluator:
         self._replay: Callable[[], None] | None = None
         self._owned = ExitStack()
         self._owned.callback(self._memory.close)
+        for piece in slices:
+            self._owned.callback(piece.forward.close)
+            self._owned.callback(piece.gradient.close)
+        self._owned.callback(settle, device)
         try:
             self._plan(problem, scales)
         except BaseException:
@@ -121,7 +126,8 @@ class SlicedEvaluator:
             return
         # The first run loads what a capture must not load.
         self._evaluate()
-        self._replay = self._captured()
+        graphs = (graph for piece in self._slices for graph in (piece.forward, piece.gradient))
+        self._replay = replay(self.device, self._evaluate, graphs)
 
     def observed(self, largest: float) -> None:
         """Take note of the largest element of the last gradient; not finite where the evaluation failed."""
@@ -181,15 +187,7 @@ class SlicedEvaluator:
                     extra.setdefault(name, []).append(place)
                 gradient[name] = memory.tensor(place, spec)
             piece.gradient.bind(gradient, memory["scratch"])
-            self._owned.callback(piece.forward.close)
-            self._owned.callback(piece.gradient.close)
         return extra
-
-    def _captured(self) -> Callable[[], None]:
-        graphs = [graph for piece in self._slices for graph in (piece.forward, piece.gradient)]
-        if not all(graph.capturable for graph in graphs):
-            return self._evaluate
-        return self.device.capture(self._evaluate)
 
     def _evaluate(self) -> None:
         for piece in self._slices:

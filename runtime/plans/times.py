@@ -18,7 +18,7 @@ class PlanTimes:
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
-        self._seconds: dict[str, dict[str, float]] = _read(path) if path else {}
+        self._seconds = _read(path) if path else {}
 
     def fastest(self, problem: Hashable) -> Plan | None:
         """Return the fastest plan for a problem; None as long as they have not all been timed."""
@@ -32,6 +32,9 @@ class PlanTimes:
         """Take note of what an evaluation took."""
         self._seconds.setdefault(_digest(problem), {})[plan] = seconds
         if self._path is not None:
+            # Other processes may have added to the file since it was read.
+            theirs = _read(self._path)
+            self._seconds = {p: {**theirs.get(p, {}), **self._seconds.get(p, {})} for p in {**theirs, **self._seconds}}
             # A choice that cannot be kept is made again; no job fails for it.
             with suppress(ImpastoError):
                 write_atomically(self._path, json.dumps(self._seconds, indent=1).encode(), overwrite=True)

@@ -50,6 +50,14 @@ def test_list_tells_compiler_precision_size_and_machine(run, own_cache):
     assert total.startswith("engines: 2, ")
 
 
+def test_list_tells_by_what_and_for_what_kernels_were_compiled(run, own_cache):
+    changes = {"options": {"target": "sm_90"}, "versions": {"nvcc": "13.0.88"}, "machine": {}}
+    put(own_cache, 1, kind="cubin", shape=(), precision="all", **changes)
+    kernels, _ = run("engines", "list").out.splitlines()
+    for fact in ("cubin", "nvcc 13.0.88", "sm_90"):
+        assert fact in kernels
+
+
 def test_list_as_json_has_the_whole_key(run, own_cache):
     folder = put(own_cache, 1, options={"level": "3"})
     told = json.loads(run("engines", "list", "--json").out)

@@ -1,16 +1,20 @@
 // Compiles CUDA C++ for the host: every thread of a block is a fiber, and blocks run one after the other.
 //
-// A fiber runs until it reaches a barrier (of the block, or of its warp for shuffles) or its end; then the next one
-// runs. A barrier that some threads of the block never reach is an error here, as it is a defect on a device.
+// A fiber runs until it reaches a barrier (of the block, or of its warp for shuffles) or its end; then another one runs,
+// in an order that is drawn anew every time, so that results differ where a barrier is missing between a write and a
+// read. A barrier that some threads of the block never reach is an error here, as it is a defect on a device.
 // Shared memory is static: it holds whatever the block before left there, as on a device.
 #pragma once
 
+#include <algorithm>
 #include <csetjmp>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <functional>
+#include <numeric>
+#include <random>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -74,6 +78,7 @@ inline std::function<void()> body;
 inline std::string failure;
 inline long progress;  // barriers reached and fibers ended, so far
 inline long blocks_run;
+inline std::minstd_rand dice;
 
 inline void run_body() {
     try {
@@ -144,10 +149,13 @@ inline std::string run_block(unsigned threads) {
     }
     for (Warp &warp : warps) warp.arrived = 0;
     failure.clear();
+    std::vector<unsigned> order(threads);
+    std::iota(order.begin(), order.end(), 0u);
     for (unsigned ended = 0; ended < threads;) {
         long before = progress;
         ended = 0;
-        for (unsigned i = 0; i < threads; i++) {
+        std::shuffle(order.begin(), order.end(), dice);
+        for (unsigned i : order) {
             if (!fibers[i].ended) resume(fibers[i]);
             if (!failure.empty()) return failure;
             ended += fibers[i].ended;

@@ -48,7 +48,13 @@ def test_options_reach_the_builder(world, gpu, make_graph):
     assert built["level"] == 5
 
 
-@pytest.mark.parametrize("values", [{"level": 6}, {"level": -1}, {"workspace": 0}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"level": 6}, {"level": -1}, {"level": True}, {"level": 2.0}, {"workspace": 0}, {"workspace": True},
+        {"workspace": 1 << 63}, {"refit": 7}, {"tf32": 1},
+    ],
+)  # fmt: skip
 def test_options_that_do_not_exist_are_refused(values):
     with pytest.raises(UsageError, match=str(next(iter(values.values())))):
         BuildOptions(**values)

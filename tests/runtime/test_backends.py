@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from impasto.errors import ImageError, UsageError
+from impasto.errors import DeviceError, ImageError, LimitError, UsageError
 from impasto.export.objective import Objective
 from impasto.models.conventions import UNIT, smallest_deviation
 from impasto.models.random_weights import filterbank_weights
@@ -495,3 +495,35 @@ def test_torch_without_torch_names_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UnavailableError, match="pip install"):
         open_backend("torch")
+
+
+@pytest.mark.parametrize(
+    ("raised", "error", "message"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            LimitError,
+            "out of GPU memory in torch",
+        ),
+        (RuntimeError("CUDA error: unspecified launch failure\nand more"), DeviceError, "launch failure"),
+        (RuntimeError("shapes do not match"), RuntimeError, "shapes"),
+    ],
+)
+@pytest.mark.parametrize("doing", ["measure", "prepare", "evaluate"])
+def test_a_gpu_that_fails_torch_is_an_error_of_ours(shallow, picture, monkeypatch, raised, error, message, doing):
+    executor = Executor(TorchBackend(), "fused")
+    problem = executor.problem(shallow, OBJECTIVE, picture(1, 22, 31), picture(2, 27, 18))
+    image = encoded(OBJECTIVE, picture(3, 22, 31))
+    evaluator = executor.backend.prepare(problem, "fused")
+
+    def fail(*_):
+        raise raised
+
+    monkeypatch.setattr("impasto.runtime.backends.torch._Place.__call__", fail)
+    does = {
+        "measure": lambda: executor.backend.measure(shallow, OBJECTIVE, image, ("relu2_1",), (), {}),
+        "prepare": lambda: executor.backend.prepare(problem, "fused"),
+        "evaluate": lambda: evaluator.evaluate(image),
+    }
+    with pytest.raises(error, match=message):
+        does[doing]()

@@ -98,6 +98,22 @@ def nan(losses):
     return Losses(dict.fromkeys(losses.terms, math.nan), np.full_like(losses.gradient, math.nan))
 
 
+def test_a_plan_is_timed_without_what_the_caller_does_with_a_step(spy, job, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("impasto.runtime.loop.time.perf_counter", lambda: now[0])
+    took = []
+    monkeypatch.setattr(spy, "took", lambda _, plan, seconds: took.append((plan, seconds)))
+
+    def slowly(number, losses):
+        now[0] += 100.0 if number < 3 else 0.25
+        return losses
+
+    spy.spoil = slowly
+    for _ in Painting(job(replace(PRESET, solver=LBFGS(8))), spy):
+        now[0] += 10.0
+    assert took == [("fused", 0.25)]
+
+
 # --- The result ------------------------------------------------------------------------------------------------------
 
 

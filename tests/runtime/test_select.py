@@ -52,3 +52,15 @@ def test_precisions_and_options_that_a_backend_does_not_have_are_refused():
         open_backend("onnxruntime", precision="bf16")
     with pytest.raises(UsageError, match="engine options"):
         open_backend("onnxruntime", engine_options={"level": 5})
+
+
+@pytest.mark.parametrize("name", ["auto", "tensorrt"])
+def test_engine_options_are_never_ignored(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(UnavailableError, match="TensorRT is not installed"):
+        open_backend(name, engine_options={"level": 5})
+    # What is wrong with them is told where there is no TensorRT, too.
+    with pytest.raises(UsageError, match="choose among workspace, level, refit"):
+        open_backend(name, engine_options={"levle": 5})
+    with pytest.raises(UsageError, match="level 9"):
+        open_backend(name, engine_options={"level": 9})

@@ -252,6 +252,16 @@ def test_settings_that_cannot_work_are_refused(shallow, settings, error, message
         Stylizer(**{"weights": shallow, "cache": False, **settings})
 
 
+@pytest.mark.parametrize("settings", [{"weights": "vgg99"}, {"preset": "johnson"}, {"threads": 0}, {"plan": "woven"}])
+def test_no_backend_is_opened_for_settings_that_cannot_work(shallow, settings, monkeypatch):
+    def opened(*_):
+        raise AssertionError
+
+    monkeypatch.setattr("impasto.runtime.stylizer.open_automatic", opened)
+    with pytest.raises(UsageError):
+        Stylizer(**{"weights": shallow, "cache": False, **settings})
+
+
 @pytest.mark.parametrize("settings", [{"preset": "johnson"}, {"weights": "vgg19"}])
 def test_weights_that_were_not_fetched_are_told_how_to_get_and_to_do_without(tmp_path, monkeypatch, settings):
     monkeypatch.setenv("IMPASTO_CACHE", str(tmp_path))

@@ -1,4 +1,5 @@
-// Tensor-core fragments by plain arithmetic, products and sums in float32.
+// Tensor-core fragments by plain arithmetic, products and sums in float32. Loads and stores do not wait for each other,
+// no more than on a device, where code that needs it has a barrier of its own.
 #pragma once
 #include "cuda_bf16.h"
 #include "cuda_fp16.h"
@@ -42,27 +43,21 @@ template <class Layout, class T> T element(const T *from, unsigned stride, int r
 
 template <int M, int N, int K, class T, class Layout>
 void load_matrix_sync(fragment<matrix_a, M, N, K, T, Layout> &f, const T *from, unsigned stride) {
-    __syncwarp();
     for (int k = 0; k < SIDE; k++) f.x[k] = element<Layout>(from, stride, lane_row(), k);
-    __syncwarp();
 }
 
 template <int M, int N, int K, class T, class Layout>
 void load_matrix_sync(fragment<matrix_b, M, N, K, T, Layout> &f, const T *from, unsigned stride) {
-    __syncwarp();
     for (int k = 0; k < SIDE; k++)
         for (int j = 0; j < HALF; j++) f.x[k * HALF + j] = element<Layout>(from, stride, k, lane_column() + j);
-    __syncwarp();
 }
 
 template <int M, int N, int K, class T>
 void load_matrix_sync(fragment<accumulator, M, N, K, T> &f, const T *from, unsigned stride, layout_t layout) {
-    __syncwarp();
     for (int j = 0; j < HALF; j++) {
         const int row = lane_row(), column = lane_column() + j;
         f.x[j] = layout == mem_row_major ? from[row * stride + column] : from[column * stride + row];
     }
-    __syncwarp();
 }
 
 template <int M, int N, int K, class T, class LA, class LB>
@@ -79,12 +74,10 @@ void mma_sync(fragment<accumulator, M, N, K, float> &d, const fragment<matrix_a,
 
 template <int M, int N, int K, class T>
 void store_matrix_sync(T *to, const fragment<accumulator, M, N, K, T> &f, unsigned stride, layout_t layout) {
-    __syncwarp();
     for (int j = 0; j < HALF; j++) {
         const int row = lane_row(), column = lane_column() + j;
         (layout == mem_row_major ? to[row * stride + column] : to[column * stride + row]) = f.x[j];
     }
-    __syncwarp();
 }
 
 }  // namespace nvcuda::wmma

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from impasto.errors import LimitError
+from impasto.errors import LimitError, UnavailableError
 from impasto.models.random_weights import random_weights
+from impasto.optimize.cache import EngineCache
 from impasto.optimize.onnxruntime_gpu import Provider
 from impasto.runtime.backends.cuda import CudaBackend
 from impasto.runtime.images import to_uint8
@@ -148,3 +149,26 @@ def test_a_device_without_room_is_a_limit_and_not_a_crash(vgg, pictures):
         painted(stylizer, pictures)
     stylizer.backend.close()
     assert device.allocated_bytes == 0
+
+
+def test_a_provider_that_does_not_run_is_found_out_at_once_and_the_device_closed(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("CUDA failure 35")
+
+    closed = []
+    monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
+    monkeypatch.setattr(HostDevice, "close", lambda device: closed.append(device))
+    with pytest.raises(UnavailableError, match="CUDA failure 35"):
+        CudaBackend(device=HostDevice(), provider=CPU)
+    assert len(closed) == 1
+
+
+def test_times_of_plans_are_kept_inside_the_caches_folder(vgg, pictures, tmp_path):
+    stylizer, _ = on_device(preset(solver=LBFGS(ITERATIONS)), vgg)
+    cache = EngineCache(tmp_path / "engines")
+    cache.root.mkdir(mode=0o700)
+    stylizer.backend = CudaBackend(cache, "fp32", device=HostDevice(), provider=CPU)
+    painted(stylizer, pictures)
+    stylizer.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["engines"]
+    assert (cache.root / "plans.json").is_file()

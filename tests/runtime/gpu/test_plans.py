@@ -12,11 +12,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from impasto.errors import DeviceError, LimitError
 from impasto.export.objective import Objective
 from impasto.models.random_weights import filterbank_weights, random_weights
 from impasto.optimize.onnxruntime_gpu import Provider
 from impasto.runtime.backends.cuda import CudaBackend
 from impasto.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from impasto.runtime.gpu.onnxruntime import OnnxRuntimeGraph
 from impasto.runtime.problem import Problem
 from impasto.runtime.recipes import PRESETS
 from impasto.runtime.targets import encoded, measure_targets
@@ -151,3 +153,82 @@ def test_in_half_precision_the_gradient_does_not_depend_on_the_scale_of_the_loss
     exact, _ = problem(reference, vgg, objective, (32, 32))
     assert_same(device, reference.prepare(exact, "fused").evaluate(image), terms_to=2**-8, gradient_to=2**-5)
     backend.close()
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What happens to graphs and to the device, in order."""
+    found = []
+    made, close = OnnxRuntimeGraph.__init__, OnnxRuntimeGraph.close
+
+    def record_made(self, *arguments):
+        made(self, *arguments)
+        found.append(("made", id(self)))
+
+    def record_close(self):
+        found.append(("closed", id(self)))
+        close(self)
+
+    monkeypatch.setattr(OnnxRuntimeGraph, "__init__", record_made)
+    monkeypatch.setattr(OnnxRuntimeGraph, "close", record_close)
+    monkeypatch.setattr(HostDevice, "synchronize", lambda _: found.append(("waited", 0)))
+    return found
+
+
+def settled(events):
+    """Tell whether every graph was closed, once, after a wait, and none was made after that."""
+    attempts, made, waited = 0, set(), False
+    for event, graph in events:
+        match event:
+            case "made":
+                made.add(graph)
+                waited = False
+            case "waited":
+                waited = True
+            case "closed":
+                assert waited
+                made.remove(graph)
+                attempts += not made
+    assert not made
+    return attempts
+
+
+@pytest.mark.parametrize("plan", ["sliced", "fused"])
+def test_a_plan_waits_before_it_closes_its_graphs(vgg, events, plan):
+    task, image = problem(OnnxRuntimeBackend(), vgg, SMALL, (9, 8))
+    backend = on_device()
+    backend.prepare(task, plan).evaluate(image)
+    assert events
+    backend.close()
+    assert settled(events) == 1
+
+
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
+@pytest.mark.parametrize("plan", ["sliced", "fused"])
+def test_a_plan_without_room_closes_every_graph_before_the_next_attempt_makes_its_own(vgg, events, plan, share):
+    task, _ = problem(OnnxRuntimeBackend(), vgg, SMALL, (9, 8))
+    backend = on_device()
+    whole = backend.prepare(task, plan).on_device.nbytes
+    backend.close()
+    events.clear()
+    device = HostDevice()
+    device.memory_limit = int(share * whole)
+    backend = CudaBackend(precision="fp32", device=device, provider=CPU)
+    with pytest.raises(LimitError):
+        backend.prepare(task, plan)
+    assert settled(events) == 2
+    assert device.allocated_bytes == 0
+
+
+def test_a_device_that_has_failed_does_not_keep_a_plan_from_closing(vgg, events, monkeypatch):
+    def fail(_):
+        events.append(("waited", 0))
+        raise DeviceError("gone")
+
+    task, _ = problem(OnnxRuntimeBackend(), vgg, SMALL, (9, 8))
+    backend = on_device()
+    backend.prepare(task, "sliced")
+    monkeypatch.setattr(HostDevice, "synchronize", fail)
+    backend.close()
+    assert settled(events) == 1
+    assert backend.device.allocated_bytes == 0

@@ -99,6 +99,18 @@ def test_engine_options_reach_the_builder(world, vgg, pictures):
         TensorRTBackend(options={"levle": 5})
 
 
+def test_a_gpu_that_tensorrt_does_not_start_on_is_closed_again(world, monkeypatch):
+    closed = []
+    monkeypatch.setattr(HostDevice, "close", lambda device: closed.append(device))
+    monkeypatch.setattr("impasto.runtime.backends.tensorrt.TensorRTRuntime", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        TensorRTBackend()
+    assert len(closed) == 1
+    with pytest.raises(UsageError, match="level 6"):  # before there is anything to close
+        TensorRTBackend(options={"level": 6})
+    assert len(closed) == 1
+
+
 def test_builds_tell_how_far_they_are(world, vgg, pictures):
     told = []
     with Stylizer(recipe(), weights=vgg, backend="tensorrt", cache=False) as stylizer:

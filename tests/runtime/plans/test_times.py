@@ -28,6 +28,15 @@ def test_another_process_knows_it_too(tmp_path):
     assert PlanTimes(tmp_path / "plans.json").fastest(PROBLEM) == "fused"
 
 
+def test_processes_lose_nothing_of_each_others(tmp_path):
+    first, second = PlanTimes(tmp_path / "plans.json"), PlanTimes(tmp_path / "plans.json")
+    first.record(PROBLEM, "sliced", 2.0)
+    second.record(PROBLEM, "fused", 1.0)
+    first.record("another", "sliced", 3.0)
+    for times in (first, PlanTimes(tmp_path / "plans.json")):
+        assert times.fastest(PROBLEM) == "fused"
+
+
 @pytest.mark.parametrize("content", [b"", b"[1, 2]", b'{"a": {"fused": "quick"}}', b"\xff", b'{"a": 3}'])
 def test_a_damaged_file_is_as_good_as_none(tmp_path, content):
     path = tmp_path / "plans.json"
