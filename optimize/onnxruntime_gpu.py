@@ -45,6 +45,8 @@ def cuda_provider(index: int = 0, *, stream: int | None = None, tf32: bool = Tru
         # A search by the clock may end differently in the next process, and with other bits.
         "cudnn_conv_algo_search": "HEURISTIC",
         "cudnn_conv_use_max_workspace": "1",
+        # By default an arena grows to the next power of two, and a sliced plan has two a tap.
+        "arena_extend_strategy": "kSameAsRequested",
     }
     if stream is not None:
         options |= {"user_compute_stream": str(stream)}

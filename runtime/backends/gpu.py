@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Hashable
-from typing import cast
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from typing import Any, cast
 
 from impasto.errors import LimitError, UnknownNameError, UsageError
 from impasto.export.fused import fused_graph
@@ -60,11 +61,7 @@ class GpuBackend(GraphBackend):
             raise UnknownNameError("plan", plan, PLANS)
         make = self._fused if plan == "fused" else self._sliced
         key = (plan, structure(problem))
-        try:
-            evaluator = self._kept(key, lambda: make(problem))
-        except LimitError:
-            GraphBackend.close(self)
-            evaluator = self._kept(key, lambda: make(problem))
+        evaluator = self._room_for(key, lambda: make(problem))
         evaluator.load(problem)
         return HostedEvaluator(cast("DeviceEvaluator", evaluator))
 
@@ -83,6 +80,14 @@ class GpuBackend(GraphBackend):
         """Free what was kept warm, and the device."""
         super().close()
         self.device.close()
+
+    def _room_for(self, key: Hashable, make: Callable[[], FusedEvaluator | SlicedEvaluator]) -> Any:
+        """Make what is kept under the key, if need be in the room of all that was kept before."""
+        # Not in an except clause, whose traceback would keep the first attempt's memory.
+        with suppress(LimitError):
+            return self._kept(key, make)
+        GraphBackend.close(self)
+        return self._kept(key, make)
 
     def _fused(self, problem: Problem) -> FusedEvaluator:
         graph = fused_graph(problem.objective, problem.weights, problem.shape, self.network_precision)
