@@ -42,7 +42,7 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
-	$(PIP) install -c constraints.txt -e '.[dev,reference,scipy,keras]'
+	$(PIP) install -c constraints.txt -e '.[dev,reference,scipy,keras,openvino]'
 	@touch $@
 
 $(VENV)/.typed: $(SOURCES) pyproject.toml | $(VENV)/.dev

@@ -73,7 +73,12 @@ def evaluate(
     objective = preset.objective_at(weights, size[::-1], beside[::-1])
     with stylizer.exclusive():
         targets = measure_targets(
-            stylizer.backend, weights, objective, resize(pictures[1].rgb, size), resize(pictures[2].rgb, beside)
+            stylizer.backend,
+            weights,
+            objective,
+            resize(pictures[1].rgb, size),
+            resize(pictures[2].rgb, beside),
+            stylizer.plan,
         )
         problem = Problem(objective, weights, targets, (size[1], size[0]))
         losses = stylizer.backend.prepare(problem, stylizer.plan).evaluate(encoded(objective, pictures[0].rgb))

@@ -53,6 +53,8 @@ class GpuBackend(GraphBackend):
         """
         if plan not in PLANS:
             raise UnknownNameError("plan", plan, PLANS)
+        if plan == "tiled":
+            raise UsageError(f"backend {self.name} has no plan 'tiled': choose fused or sliced, or backend onnxruntime")
         make = self._fused if plan == "fused" else self._sliced
         key = (plan, structure(problem))
         try:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from impasto.errors import UnavailableError, UsageError
-from impasto.export.objective import Objective
+from impasto.export.objective import Objective, Targets
 from impasto.models.conventions import pixel_space
 from impasto.models.reference import Reference
 from impasto.models.weights import Weights
@@ -69,10 +69,14 @@ class TorchBackend:
                     measured[tap] = _numpy(_gram(taps[tap]) / (taps[tap].shape[2] * taps[tap].shape[3]))
         return Measured({tap: _numpy(taps[tap]) for tap in content}, measured, means)
 
+    def measure_tiled(self, *_: object) -> Targets:
+        """Raise `UsageError`: there is no such plan here."""
+        raise _no_plan("tiled")
+
     def prepare(self, problem: Problem, plan: Plan) -> Evaluator:
         """Return an evaluator by autograd, which is one plan: fused."""
         if plan != "fused":
-            raise UsageError(f"backend torch has no plan {plan!r}: choose fused, or backend onnxruntime")
+            raise _no_plan(plan)
         return _Evaluator(problem, self._place)
 
     def versions(self) -> dict[str, str]:
@@ -81,6 +85,10 @@ class TorchBackend:
 
     def close(self) -> None:
         """Nothing is kept."""
+
+
+def _no_plan(plan: Plan) -> UsageError:
+    return UsageError(f"backend torch has no plan {plan!r}: choose fused, or backend onnxruntime")
 
 
 @dataclass(frozen=True)
