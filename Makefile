@@ -60,7 +60,7 @@ $(VENV)/.torch: $(VENV)/.gpu
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
-	$(PIP) install -c constraints.txt -e '.[dev,reference,scipy,keras]'
+	$(PIP) install -c constraints.txt -e '.[dev,reference,scipy,keras,openvino]'
 	@rm -f $(VENV)/.gpu  # onnxruntime has come back
 	@touch $@
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import bank, convergence, evaluation, quality, scaling, solver_cost, startup
+from benchmarks import backends, bank, convergence, evaluation, quality, scaling, solver_cost, startup
 from benchmarks.machine import Machine, this_machine
 from benchmarks.report import Section, document
 from benchmarks.task import ROOT
@@ -17,6 +17,7 @@ from impasto.errors import ImpastoError
 
 BENCHMARKS: dict[str, Callable[[Machine, bool], Section]] = {
     "evaluation": evaluation.section,
+    "backends": backends.section,
     "bank": bank.section,
     "quality": quality.section,
     "scaling": scaling.section,

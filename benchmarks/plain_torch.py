@@ -1,4 +1,4 @@
-"""What a user has without Impasto: `johnson` in plain eager PyTorch, float32, with PyTorch's own L-BFGS."""
+"""What a user has without Impasto: `johnson` in plain eager PyTorch, float32 or bf16, with PyTorch's own L-BFGS."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def paint(task: Task) -> Run:
     content, style = (
         torch.from_numpy(space.encode(square(name, task.size))[None]) for name in (task.content, task.style)
     )
-    criterion = _Johnson(preset.objective, weights, content, style)
+    criterion = _Johnson(preset.objective, weights, content, style, task.precision == "bf16")
     noise = np.random.RandomState(_SEED).standard_normal((1, 3, task.size, task.size)) * preset.noise
     x = torch.from_numpy(noise.astype(np.float32)).requires_grad_()
     assert preset.init == "noise"
@@ -80,25 +80,38 @@ def paint(task: Task) -> Run:
 
 
 class _Johnson(torch.nn.Module):
-    """The losses of jcjohnson/neural-style, as they are written by whoever ports them."""
+    """The losses of jcjohnson/neural-style, as they are written by whoever ports them.
 
-    def __init__(self, objective: Objective, weights: Weights, content: torch.Tensor, style: torch.Tensor) -> None:
+    ``bf16`` has the network, and nothing else, in bf16 and in the layout that torch is quickest in then.
+    """
+
+    def __init__(
+        self, objective: Objective, weights: Weights, content: torch.Tensor, style: torch.Tensor, bf16: bool
+    ) -> None:
         super().__init__()
         self.objective = objective
-        self.network = Reference(weights, objective.taps)
+        self.network = Reference(weights, objective.taps, dtype=torch.bfloat16 if bf16 else torch.float32)
+        self.bf16 = bf16
+        if bf16:
+            self.network.to(memory_format=torch.channels_last)
         with torch.no_grad():
-            of_content, of_style = self.network(content), self.network(style)
+            of_content, of_style = self.features_of(content), self.features_of(style)
             self.features = {tap: of_content[tap] for tap in objective.content}
             self.grams = {tap: _gram(of_style[tap]) for tap in objective.style}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        taps = self.network(x)
+        taps = self.features_of(x)
         loss = x.new_zeros(())
         for tap, weight in self.objective.content.items():
             loss = loss + weight * mse_loss(taps[tap], self.features[tap])
         for tap, weight in self.objective.style.items():
             loss = loss + weight * mse_loss(_gram(taps[tap]), self.grams[tap])
         return loss + self.objective.tv / 2 * (x.diff(dim=2).square().sum() + x.diff(dim=3).square().sum())
+
+    def features_of(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self.bf16:
+            x = x.to(torch.bfloat16, memory_format=torch.channels_last)
+        return {tap: features.float() for tap, features in self.network(x).items()}
 
 
 def _gram(features: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Impasto's side: a painting as `Stylizer` does it, on ONNX Runtime, timed between its steps."""
+"""Impasto's side: a painting as `Stylizer` does it, timed between its steps."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from impasto.runtime.stylizer import Stylizer
 
 def paint(task: Task) -> Run:
     """Paint the task."""
+    if task.backend.startswith("openvino"):
+        import openvino  # noqa: F401
     imports = peak_bytes()
     preset = replace(task.preset, evaluations=task.evaluations)
     content, style = square(task.content, task.size), square(task.style, task.size)
@@ -30,7 +32,14 @@ def paint(task: Task) -> Run:
     last = 0.0
     with (
         EngineCache() as cache,
-        Stylizer(preset, weights=task.weights, backend="onnxruntime", plan=task.plan, cache=cache) as stylizer,
+        Stylizer(
+            preset,
+            weights=task.weights,
+            backend=task.backend,
+            plan=task.plan,
+            precision=task.precision,
+            cache=cache,
+        ) as stylizer,
     ):
         keeping = _KeepingBackend(cache)
         if task.iterate is not None:

@@ -27,6 +27,7 @@ class Task:
 
     ``content`` and ``style`` are names that `benchmarks.pictures.square` knows, ``weights`` one that `find_weights`
     knows. ``iterate``, if given, is the file that gets the best iterate, (1, 3, size, size) float32 as ``.npy``.
+    ``backend`` and ``precision`` are the stylizer's; plain PyTorch takes the precision alone, fp32 or bf16.
     """
 
     preset: Preset
@@ -37,6 +38,8 @@ class Task:
     evaluations: int
     plan: Plan = "fused"
     iterate: str | None = None
+    backend: str = "onnxruntime"
+    precision: str | None = None
 
     def to_json(self) -> str:
         """Return the task as JSON."""

@@ -156,6 +156,10 @@ class Targets:
     the style picture's F·Fᵀ/N over its own N = ``style_positions[tap]``, or its covariance; ``means``: tap → (C, 1),
     its mean, for taps whose statistic is the covariance. ``calibration``: the inputs ``<layer>.scale`` and
     ``<layer>.threshold``, (C,), of the filters that the taps need. All float32.
+
+    Content targets of a large picture may be larger than all else. Those that ``content`` leaves out are computed again
+    wherever they are needed, window by window, from ``content_image``, the content picture in the objective's pixel
+    space, (1, 3, H, W); ``content_totals`` has the number of their elements, and the sum of the squares.
     """
 
     content: Mapping[str, FloatArray]
@@ -163,6 +167,20 @@ class Targets:
     style_positions: Mapping[str, int]
     means: Mapping[str, FloatArray] = field(default_factory=dict)
     calibration: Mapping[str, FloatArray] = field(default_factory=dict)
+    content_image: FloatArray | None = None
+    content_totals: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+
+    def content_size(self, tap: str) -> int:
+        """Return the number of elements of a content target."""
+        return self.content[tap].size if tap in self.content else self.content_totals[tap][0]
+
+    def content_energy(self, tap: str) -> float:
+        """Return the sum of the squares of a content target, in float64."""
+        if tap not in self.content:
+            return self.content_totals[tap][1]
+        values = self.content[tap].reshape(-1)
+        # Unlike a sum of squares in float64, this makes no array of them.
+        return float(np.einsum("i,i->", values, values, dtype=np.float64))
 
 
 def coefficients(
@@ -174,7 +192,7 @@ def coefficients(
     """
     values: dict[str, float] = {}
     for tap, weight in objective.content.items():
-        values[f"content.{tap}.weight"] = weight * _content_factor(objective.content_norm, targets.content[tap])
+        values[f"content.{tap}.weight"] = weight * _content_factor(objective.content_norm, targets, tap)
     for tap, weight in objective.style.items():
         channels, count = targets.style[tap].shape[0], positions[tap]
         if objective.statistic(tap) == "covariance":
@@ -228,16 +246,16 @@ def _canonical(terms: Mapping[str, float], weights: Weights) -> dict[str, float]
     return {canonical: terms[tap] for canonical, tap in found.items()}
 
 
-def _content_factor(norm: ContentNorm, target: FloatArray) -> float:
+def _content_factor(norm: ContentNorm, targets: Targets, tap: str) -> float:
     match norm:
         case "mean":
-            return 1 / target.size
+            return 1 / targets.content_size(tap)
         case "sum":
             return 1.0
         case "half-sum":
             return 0.5
         case "relative":
-            return 1 / _energy(target)
+            return 1 / (targets.content_energy(tap) or 1.0)
 
 
 def _energy(target: FloatArray) -> float:

@@ -45,8 +45,16 @@ STYLE_TERMS: Mapping[Statistic, Callable[[Graph, str, int], str]] = {"gram": gra
 
 
 def total_variation(graph: Graph, form: TvForm, image: str = IMAGE) -> str:
-    """Append the weighted total variation of the image and return ``loss.tv``."""
+    """Append the weighted total variation of the image and return ``loss.tv``.
+
+    Differences across a single row or column, where the graph's shape says so, are left out: OpenVINO takes no
+    tensor without elements.
+    """
     weight = graph.input("tv.weight", ())
+    lengths = graph.inputs[image][1] if image in graph.inputs else (None, None, None, None)
+    axes = [axis for axis in (2, 3) if lengths[axis] != 1]
+    if not axes or (form == "power" and len(axes) < 2):
+        return graph.add("Mul", weight, graph.literal(0.0, np.float32), name="loss.tv")
     if form == "power":
         squares = [
             graph.add("Mul", d, d) for d in (_difference(graph, image, 2, cut=3), _difference(graph, image, 3, cut=2))
@@ -54,13 +62,13 @@ def total_variation(graph: Graph, form: TvForm, image: str = IMAGE) -> str:
         power = graph.add("Pow", graph.add("Add", *squares), graph.literal(1.25, np.float32))
         return graph.add("Mul", total_of(graph, power, 4), weight, name="loss.tv")
     sums = []
-    for axis in (2, 3):
+    for axis in axes:
         difference = _difference(graph, image, axis)
         if form == "squared":
             sums.append(total_of(graph, difference, 4, squared=True))
         else:
             sums.append(total_of(graph, graph.add("Abs", difference), 4))
-    total = graph.add("Add", *sums)
+    total = graph.add("Add", *sums) if len(sums) == 2 else sums[0]
     if form == "squared":
         total = graph.add("Mul", total, graph.literal(0.5, np.float32))
     return graph.add("Mul", total, weight, name="loss.tv")

@@ -19,7 +19,8 @@ prints that line and exits with the class's ``exit_code``::
     │   ├── WeightsError         5  … a weights file (wrong shape, not finite, missing keys, wrong digest)
     │   ├── GraphError           5  … an ONNX graph
     │   │   └── UnsupportedOpError  5  … whose named node has no gradient rule
-    │   └── EngineError          5  … a cached engine that is damaged or foreign
+    │   ├── EngineError          5  … a cached engine that is damaged or foreign
+    │   └── CheckpointError      5  … a checkpoint (truncated, not one at all, of another job)
     └── Interrupted            130  stopped by the user; the best picture so far was written
 """
 
@@ -111,6 +112,10 @@ class UnsupportedOpError(GraphError):
 
 class EngineError(InputError):
     """A cached engine that is damaged or was made elsewhere."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint that cannot be read, or that another job wrote."""
 
 
 class Interrupted(ImpastoError):

@@ -6,7 +6,7 @@ import importlib
 
 from impasto.optimize.keys import EngineKey, cpu
 
-_PACKAGES = ("impasto", "onnxruntime", "tensorrt")
+_PACKAGES = ("impasto", "onnxruntime", "openvino", "tensorrt")
 """What keys name with the ``__version__`` of the module of that name; other versions are not compared."""
 
 

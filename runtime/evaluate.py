@@ -73,7 +73,12 @@ def evaluate(
     objective = preset.objective_at(weights, size[::-1], beside[::-1])
     with stylizer.exclusive():
         targets = measure_targets(
-            stylizer.backend, weights, objective, resize(pictures[1].rgb, size), resize(pictures[2].rgb, beside)
+            stylizer.backend,
+            weights,
+            objective,
+            resize(pictures[1].rgb, size),
+            resize(pictures[2].rgb, beside),
+            stylizer.plan or "fused",
         )
         problem = Problem(objective, weights, targets, (size[1], size[0]))
         plan = stylizer.plan or stylizer.backend.plan_for(problem)

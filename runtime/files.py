@@ -19,14 +19,18 @@ Writer = Callable[[BinaryIO], object]
 # EFBIG: the file is larger than the file system or the process's own limit (ulimit -f) allows.
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
+_PREFIX = ".impasto-"
 
-def write_atomically(path: str | os.PathLike[str], data: bytes | Writer, overwrite: bool = False) -> None:
+
+def write_atomically(
+    path: str | os.PathLike[str], data: bytes | Writer, overwrite: bool = False, prefix: str = _PREFIX
+) -> None:
     """Write a file so that other processes, and a crash at any point, see the old content or all of the new.
 
     ``data`` is the content, or a callable that writes it to the binary file it is given. The content goes to a
-    temporary file of a unique name (``.impasto-….tmp``) in the same folder, is flushed to the disk, and is moved
-    into place. The temporary file is removed on any failure; only a process killed outright leaves it behind, and it
-    is in nobody's way.
+    temporary file of a unique name (``prefix``, digits, ``.tmp``) in the same folder, is flushed to the disk, and is
+    moved into place. The temporary file is removed on any failure; only a process killed outright leaves it behind,
+    and it is in nobody's way.
 
     With ``overwrite`` false an existing file is never replaced, even if it appears while the data are written.
     An overwritten file keeps its permission bits. A symbolic link is followed, as `open` does.
@@ -37,7 +41,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | Writer, overwri
     """
     with _typed_errors(path):
         target = _target(path, overwrite)
-        temporary, file = _open_temporary(target.parent)
+        temporary, file = _open_temporary(target.parent, prefix)
         try:
             # Leaving the inner block closes the file, which flushes and so may fail for want of space as well.
             with file:
@@ -58,14 +62,14 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | Writer, overwri
                 temporary.unlink()
 
 
-def check_writable(path: str | os.PathLike[str], overwrite: bool = False) -> None:
+def check_writable(path: str | os.PathLike[str], overwrite: bool = False, prefix: str = _PREFIX) -> None:
     """Raise now what `write_atomically` would raise on the same arguments after a long job.
 
     The folder's permissions are tried out by creating and removing a temporary file in it, since what a mode says is
     not what a read-only mount, an access list or a quota does. How much space the data will need is not checked.
     """
     with _typed_errors(path):
-        temporary, file = _open_temporary(_target(path, overwrite).parent)
+        temporary, file = _open_temporary(_target(path, overwrite).parent, prefix)
         file.close()
         temporary.unlink()
 
@@ -91,9 +95,9 @@ def _target(path: str | os.PathLike[str], overwrite: bool) -> Path:
     return target
 
 
-def _open_temporary(folder: Path) -> tuple[Path, BinaryIO]:
+def _open_temporary(folder: Path, prefix: str) -> tuple[Path, BinaryIO]:
     # Not `tempfile`, which gives mode 0600 whatever the umask says: the result is an ordinary file.
-    temporary = folder / f".impasto-{secrets.token_hex(8)}.tmp"
+    temporary = folder / f"{prefix}{secrets.token_hex(8)}.tmp"
     return temporary, temporary.open("xb")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from impasto.runtime.problem import Evaluator, FloatArray
-from impasto.runtime.solvers import Evaluation, Solver
+from impasto.runtime.solvers import Evaluation, Solver, SolverState
 
 _EXPLODED = 1e3
 """A loss this many times an ordinary one counts as a failed evaluation: solvers go back and step shorter."""
@@ -48,35 +48,59 @@ class Best:
 
 
 @dataclass(frozen=True, slots=True)
+class LoopState:
+    """What a loop goes on from, beside its `Best`: the evaluation last made, `Judge.ceiling`, and the solver's state.
+
+    That evaluation is made once more, since the solver has not been told of it.
+    """
+
+    evaluation: int
+    ceiling: float
+    solver: SolverState
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
-    """What the loop saw at one evaluation; counts are its own, from 0 and 1. ``loss`` is the sum of ``terms``."""
+    """What the loop saw at one evaluation; counts are its own, from 0 and 1. ``loss`` is the sum of ``terms``.
+
+    ``state`` makes the state from which the loop goes on after this evaluation, None where the solver has none. Call
+    it, and use what it returns, before the next observation.
+    """
 
     iteration: int
     evaluation: int
     loss: float
     terms: Mapping[str, float]
     improved: bool
+    state: Callable[[], LoopState] | None = None
 
 
 class Judge:
     """Tells the evaluations that failed: not finite, or exploded.
 
     An explosion is measured by the first loss, or by ``scale``, the size of an ordinary one, if that is larger.
+    ``ceiling`` is the largest loss that passes, None before the first.
     """
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, scale: float, ceiling: float | None = None) -> None:
         self._scale = scale
-        self._ceiling: float | None = None
+        self.ceiling = ceiling
 
     def passes(self, loss: float, finite: bool) -> bool:
         """Tell whether an evaluation is good, by its loss and whether its gradient is finite; the start comes first."""
-        if self._ceiling is None:
-            self._ceiling = _EXPLODED * max(loss, self._scale) or math.inf
-        return finite and math.isfinite(loss) and loss <= self._ceiling
+        if self.ceiling is None:
+            self.ceiling = _EXPLODED * max(loss, self._scale) or math.inf
+        return finite and math.isfinite(loss) and loss <= self.ceiling
 
 
 def descend(
-    evaluator: Evaluator, solver: Solver, best: Best, *, scale: float = 0.0, max_evaluations: int | None = None
+    evaluator: Evaluator,
+    solver: Solver,
+    best: Best,
+    *,
+    scale: float = 0.0,
+    max_evaluations: int | None = None,
+    resume: LoopState | None = None,
 ) -> Generator[Observation, None, None]:
     """Minimise from ``best.image``, keeping the best iterate in ``best`` after every evaluation.
 
@@ -84,13 +108,22 @@ def descend(
     explode, are passed to the solver as failed; it steps shorter, and raises `DivergenceError` when that does not
     help. ``scale`` is the size of an ordinary loss (`Problem.scale`), against which one that starts near zero is
     measured: a start that is the optimum can only get worse, and that is no explosion.
+
+    With ``resume``, the state of an observation, and ``best`` as it was then, what follows is what followed there, to
+    the bit, if the evaluator gives the same bits for the same image.
     """
     shape = best.image.shape
     best.image = best.image.copy()  # from here on it is written to in place
-    judge = Judge(scale)
-    with closing(solver.minimise(best.image.reshape(-1))) as trials:
+    judge = Judge(scale, None if resume is None else resume.ceiling)
+    with closing(solver.minimise(best.image.reshape(-1), None if resume is None else resume.solver)) as trials:
         trial = next(trials)
-        count = 0
+        count = 0 if resume is None else resume.evaluation - 1
+
+        def state() -> LoopState:
+            assert judge.ceiling is not None
+            assert trial.state is not None
+            return LoopState(count, judge.ceiling, trial.state())
+
         while True:
             losses = evaluator.evaluate(trial.x.reshape(shape))
             count += 1
@@ -100,7 +133,9 @@ def descend(
             if improved:
                 np.copyto(best.image, trial.x.reshape(shape))
                 best.loss, best.terms = loss, losses.terms
-            yield Observation(trial.iteration, count, loss, losses.terms, improved)
+            if resume is None or count > resume.evaluation:
+                resumable = None if trial.state is None else state
+                yield Observation(trial.iteration, count, loss, losses.terms, improved, resumable)
             if count == max_evaluations:
                 return
             try:
@@ -109,7 +144,7 @@ def descend(
                 return
 
 
-def clock() -> Callable[[], float]:
-    """Return a function that tells the seconds since now."""
-    start = time.perf_counter()
+def clock(elapsed: float = 0.0) -> Callable[[], float]:
+    """Return a function that tells the seconds since now, after ``elapsed`` ones that count too."""
+    start = time.perf_counter() - elapsed
     return lambda: time.perf_counter() - start

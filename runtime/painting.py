@@ -16,11 +16,14 @@ from impasto.export.objective import Objective
 from impasto.models.conventions import pixel_space
 from impasto.models.weights import Weights
 from impasto.runtime.backends.protocol import Backend, Plan
+from impasto.runtime.checkpoint import Checkpoint, CheckpointWriter
 from impasto.runtime.gpu.hosted import HostedEvaluator
 from impasto.runtime.gpu.loop import DeviceBest, descend_on_device
+from impasto.runtime.identity import check_repeatable, identity
 from impasto.runtime.images import Picture, Sizing, resize, to_uint8
-from impasto.runtime.loop import Best, Observation, Step, clock, descend
+from impasto.runtime.loop import Best, LoopState, Observation, Step, clock, descend
 from impasto.runtime.margin import surrounded, trimmed
+from impasto.runtime.painting_state import PaintingState
 from impasto.runtime.presets import AnySolver, Preset, Stage
 from impasto.runtime.problem import Evaluator, FloatArray, Problem
 from impasto.runtime.result import Result, Stop, TracePoint, peak_memory, sums
@@ -36,7 +39,7 @@ class Job:
 
     ``preset`` is already that of the weights (`Preset.for_weights`); ``sizing`` the rule for the result's size;
     ``start`` a picture to start from instead of what the preset's ``init`` says; ``seed`` draws the noise. A ``plan``
-    of None is the backend's choice for each stage.
+    of None is the backend's choice for each stage. ``threads`` are the backend's, None for all that are available.
     """
 
     content: Picture
@@ -47,6 +50,7 @@ class Job:
     sizing: Sizing
     start: Picture | None = None
     seed: int = 0
+    threads: int | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -103,9 +107,14 @@ class Painting:
 
     Leaving the loop, `close`, and any exception in it (KeyboardInterrupt too) stop between two evaluations or after
     the one under way; `result` then has the best picture up to there.
+
+    With a checkpoint the state is written now and then, and a job that was killed goes on to the same picture, bit for
+    bit: ``resumed`` is the last evaluation of those that are not made again, None at the beginning of a job. A failure
+    to write is logged and nothing else. Raises `UsageError` for a backend that has no checkpoints, `OutputError` for a
+    file that cannot be written, `CheckpointError` for one that cannot be resumed by this job.
     """
 
-    def __init__(self, job: Job, backend: Backend) -> None:
+    def __init__(self, job: Job, backend: Backend, checkpoint: Checkpoint | None = None) -> None:
         self._job = job
         self._backend = backend
         self._seconds = clock()
@@ -116,6 +125,13 @@ class Painting:
         self._plan: Plan | None = None
         self._losses: dict[str, float] = {}
         self._stop: Stop = "stopped"
+        self._writer: CheckpointWriter | None = None
+        self._saved: PaintingState | None = None
+        self.resumed: TracePoint | None = None
+        if checkpoint is not None:
+            check_repeatable(backend)
+            self._writer = CheckpointWriter(checkpoint, identity(job, backend, _versions(backend)))
+            self._resume(self._writer)
         self._steps = self._run()
 
     def __iter__(self) -> Iterator[Step]:
@@ -157,16 +173,34 @@ class Painting:
             seed=job.seed,
             versions=_versions(self._backend),
             stop=self._stop,
-            notes=(*job.notes, *job.content.notes, *job.style.notes),
+            notes=(*job.notes, *job.content.notes, *job.style.notes, *self._checkpoint_notes()),
         )
 
+    def _resume(self, writer: CheckpointWriter) -> None:
+        found = writer.load()
+        if found is not None:
+            self._saved = PaintingState.from_checkpoint(*found)
+            self._trace = list(self._saved.trace)
+            self._seconds = clock(self._saved.seconds)
+            self._loop_seconds = clock(self._trace[-1].seconds)
+            self.resumed = self._trace[-1]
+
+    def _checkpoint_notes(self) -> list[str]:
+        notes = []
+        if self.resumed is not None:
+            notes.append(f"resumed after {self.resumed.evaluation} evaluations")
+        if self._writer is not None and self._writer.written:
+            notes.append(f"{self._writer.written} checkpoints written in {self._writer.seconds:.1f} s")
+        return notes
+
     def _run(self) -> Generator[Step, None, None]:
-        for stage in self._job.stages():
-            yield from self._paint(stage)
+        for number, stage in enumerate(self._job.stages()):
+            if self._saved is None or number == self._saved.stage:
+                yield from self._paint(stage, number)
         self._stop = "done"
 
-    def _prepare(self, stage: Stage | None) -> _Canvas:
-        """Return what a stage is painted on.
+    def _prepare(self, stage: Stage | None, saved: PaintingState | None) -> _Canvas:
+        """Return what a stage is painted on: what was saved, or its start.
 
         A method of its own, so that pictures which only the targets need are gone while the stage is painted.
         """
@@ -177,27 +211,37 @@ class Painting:
         check_size(job.weights, objective.taps, (size[1], size[0]))
         style = resize(job.style.rgb, style_size)
         content = surrounded(resize(job.content.rgb, size), job.margin(stage))
-        targets = measure_targets(self._backend, job.weights, objective, content, style)
-        start = self._start(content, style, size, job.margin(stage))
+        targets = measure_targets(self._backend, job.weights, objective, content, style, job.plan or "fused")
         unit = _unit(objective, preset.solver)
         problem = Problem(objective.scaled(1 / unit), job.weights, targets, (content.shape[0], content.shape[1]))
         plan = job.plan or self._backend.plan_for(problem)
         evaluator = self._backend.prepare(problem, plan)
         self._plan = plan
-        best = DeviceBest(start) if _stays_on_device(evaluator, preset.solver) else Best(start)
+        best: AnyBest
+        if saved is not None:
+            best = saved.best
+        else:
+            start = self._start(content, style, size, job.margin(stage))
+            best = DeviceBest(start) if _stays_on_device(evaluator, preset.solver) else Best(start)
         took = partial(self._backend.took, problem, plan)
         return _Canvas(evaluator, best, unit, problem.scale(), took)
 
-    def _paint(self, stage: Stage | None) -> Generator[Step, None, None]:
+    def _paint(self, stage: Stage | None, number: int) -> Generator[Step, None, None]:
         preset = self._job.preset
         size, _ = self._job.sizes(stage)
-        canvas = self._prepare(stage)
+        saved, self._saved = self._saved, None
+        canvas = self._prepare(stage, saved)
         best = canvas.best
         self._best, self._stage = best, stage
+        began = len(self._trace)
+        resume = None
+        if saved is not None:
+            began, resume = saved.began, saved.loop
+            self._losses = _times(best.terms or {}, canvas.unit)
         if self._loop_seconds is None:
             self._loop_seconds = clock()
         seconds = self._loop_seconds
-        done = self._trace[-1] if self._trace else TracePoint(0, 0, 0.0, 0.0)
+        done = self._trace[began - 1] if began else TracePoint(0, 0, 0.0, 0.0)
         solver = _staged(preset.solver, stage)
 
         def preview() -> NDArray[np.uint8]:
@@ -206,7 +250,7 @@ class Painting:
             return to_uint8(self._picture(best, stage))
 
         laps = []
-        with closing(_descent(canvas, solver, preset.evaluations)) as descent:
+        with closing(_descent(canvas, solver, preset.evaluations, resume)) as descent:
             lap = clock()
             for seen in descent:
                 laps.append(lap())
@@ -224,6 +268,10 @@ class Painting:
                     preview=preview,
                 )
                 self._trace.append(TracePoint(step.iteration, step.evaluation, step.seconds, step.loss))
+                if self._writer is not None and self._writer.due() and seen.state is not None:
+                    assert isinstance(best, Best)
+                    state = PaintingState(number, began, self._seconds(), self._trace, best, seen.state())
+                    self._writer.write(*state.to_checkpoint())
                 yield step
                 lap = clock()  # what the caller does with a step is not the plan's
         if len(laps) > _UNTIMED:
@@ -255,14 +303,16 @@ def _stays_on_device(evaluator: Evaluator, solver: AnySolver) -> bool:
     return isinstance(evaluator, HostedEvaluator) and isinstance(solver, LBFGS | Adam)
 
 
-def _descent(canvas: _Canvas, solver: AnySolver, evaluations: int | None) -> Generator[Observation, None, None]:
+def _descent(
+    canvas: _Canvas, solver: AnySolver, evaluations: int | None, resume: LoopState | None
+) -> Generator[Observation, None, None]:
     """Descend where the vectors are: on the device if both its evaluator and its solver are there."""
     evaluator, best = canvas.evaluator, canvas.best
     if isinstance(best, DeviceBest):
         assert isinstance(evaluator, HostedEvaluator)
         assert isinstance(solver, LBFGS | Adam)
         return descend_on_device(evaluator.on_device, solver, best, scale=canvas.scale, max_evaluations=evaluations)
-    return descend(evaluator, solver, best, scale=canvas.scale, max_evaluations=evaluations)
+    return descend(evaluator, solver, best, scale=canvas.scale, max_evaluations=evaluations, resume=resume)
 
 
 def style_size(preset: Preset, style: Picture, size: tuple[int, int], sizing: Sizing) -> tuple[int, int]:

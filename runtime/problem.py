@@ -37,7 +37,7 @@ class Problem:
         objective, targets = self.objective, self.targets
         positions = {tap: self.positions(tap) for tap in objective.style}
         factors = coefficients(objective, targets, positions, self.shape)
-        loss = sum(factors[f"content.{tap}.weight"] * _energy(targets.content[tap]) for tap in objective.content)
+        loss = sum(factors[f"content.{tap}.weight"] * targets.content_energy(tap) for tap in objective.content)
         for tap, count in positions.items():
             loss += factors[f"style.{tap}.weight"] * _energy(style_target(objective, targets, tap, count))
             if tap in targets.means:

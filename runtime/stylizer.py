@@ -18,6 +18,7 @@ from impasto.models.weights import Weights
 from impasto.optimize.cache import EngineCache
 from impasto.runtime.backends.protocol import PLANS, Plan
 from impasto.runtime.backends.select import open_automatic, open_backend
+from impasto.runtime.checkpoint import Checkpoint
 from impasto.runtime.default import choose
 from impasto.runtime.images import Sizing
 from impasto.runtime.limits import Limits
@@ -68,6 +69,7 @@ class Stylizer:
             raise UsageError(f"threads is {threads}: give at least 1")
         asked, note = choose(preset, weights) if isinstance(preset, str) else (preset, None)
         self.limits = limits or Limits()
+        self._threads = threads
         self.weights = weights if isinstance(weights, Weights) else find_weights(weights or asked.weights)
         self.preset = asked.for_weights(self.weights)
         # Last of what can fail, for a GPU that is open must be closed again.
@@ -112,9 +114,12 @@ class Stylizer:
         iterations: int | None = None,
         init: Source | str | None = None,
         seed: int = 0,
+        checkpoint: Checkpoint | None = None,
     ) -> Result:
         """Paint ``content`` in the style of ``style`` to the end and return the best picture; see `steps`."""
-        painting = self.begin(content, style, size=size, iterations=iterations, init=init, seed=seed)
+        painting = self.begin(
+            content, style, size=size, iterations=iterations, init=init, seed=seed, checkpoint=checkpoint
+        )
         for _ in self._exclusively(painting):
             pass
         return painting.result()
@@ -128,18 +133,23 @@ class Stylizer:
         iterations: int | None = None,
         init: Source | str | None = None,
         seed: int = 0,
+        checkpoint: Checkpoint | None = None,
     ) -> Iterator[Step]:
         """Paint step by step: yields a `Step` for each evaluation; leave the loop to stop.
 
         Pictures are paths, bytes, Pillow images or arrays, as `read_image` takes them. ``size`` is the long side of
         the result in pixels (the preset's own size if it is not given; a picture already of that size is not
         resampled). ``iterations`` replaces the preset's. ``init`` is ``content``, ``noise``, ``style`` or a picture to
-        start from. ``seed`` draws the noise.
+        start from. ``seed`` draws the noise. ``checkpoint`` is where the painting's state is kept, and whether to go on
+        from there.
 
         Raises `ImageError` for pictures that cannot be read or are too small, `LimitError` for a job beyond the
-        limits, `DivergenceError` when the loss stops being finite and shorter steps do not help.
+        limits, `DivergenceError` when the loss stops being finite and shorter steps do not help; and for a checkpoint
+        as `Painting` does.
         """
-        painting = self.begin(content, style, size=size, iterations=iterations, init=init, seed=seed)
+        painting = self.begin(
+            content, style, size=size, iterations=iterations, init=init, seed=seed, checkpoint=checkpoint
+        )
         return self._exclusively(painting)
 
     def warm_up(self, width: int, height: int) -> None:
@@ -166,12 +176,15 @@ class Stylizer:
         iterations: int | None = None,
         init: Source | str | None = None,
         seed: int = 0,
+        checkpoint: Checkpoint | None = None,
     ) -> Painting:
         """Return a `Painting`: the steps of `steps`, and `Painting.result` at any time.
 
         Paintings of one stylizer must be run one after the other.
         """
-        return self._begin(content, style, self.plan, size=size, iterations=iterations, init=init, seed=seed)
+        return self._begin(
+            content, style, self.plan, size=size, iterations=iterations, init=init, seed=seed, checkpoint=checkpoint
+        )
 
     def _begin(
         self,
@@ -183,6 +196,7 @@ class Stylizer:
         iterations: int | None = None,
         init: Source | str | None = None,
         seed: int = 0,
+        checkpoint: Checkpoint | None = None,
     ) -> Painting:
         if size is not None and size < 1:
             raise UsageError(f"size is {size}: give at least 1 pixel")
@@ -197,12 +211,13 @@ class Stylizer:
             plan=plan,
             sizing=preset.sizing if size is None else _sized(preset.sizing, size),
             seed=seed,
+            threads=self._threads,
             notes=self.notes,
         )
         self.limits.check_long_side(*job.size)
         self.limits.check_iterations(preset.total_iterations())
         self.limits.check_evaluations(preset.evaluations or preset.total_iterations())
-        return Painting(_with_init(job, init, self.limits), self.backend)
+        return Painting(_with_init(job, init, self.limits), self.backend, checkpoint)
 
     def _exclusively(self, painting: Painting) -> Iterator[Step]:
         with self.exclusive():

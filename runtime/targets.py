@@ -10,14 +10,21 @@ from impasto.export.objective import Objective, Targets
 from impasto.models.conventions import pixel_space
 from impasto.models.layers import Filters
 from impasto.models.weights import Weights
-from impasto.runtime.backends.protocol import Backend, Measured
+from impasto.runtime.backends.protocol import Backend, Measured, Plan
 from impasto.runtime.problem import FloatArray
 
 
 def measure_targets(
-    backend: Backend, weights: Weights, objective: Objective, content: FloatArray, style: FloatArray
+    backend: Backend,
+    weights: Weights,
+    objective: Objective,
+    content: FloatArray,
+    style: FloatArray,
+    plan: Plan = "fused",
 ) -> Targets:
     """Measure both pictures, each (H, W, 3) float32 RGB in 0–1; the content picture has the result's size.
+
+    Those of the plan ``tiled`` serve no other one: large content targets are not kept.
 
     Raises `ImageError` for a picture that is too small for one of its taps.
     """
@@ -28,6 +35,8 @@ def measure_targets(
     check_size(weights, objective.taps if filtered else content_taps, content.shape[:2])
     check_size(weights, objective.taps if filtered else style_taps, style.shape[:2])
     style_image = encoded(objective, style)
+    if plan == "tiled":
+        return backend.measure_tiled(weights, objective, encoded(objective, content), style_image)
     calibration = backend.calibrate(weights, objective, style_image)
     activations: Mapping[str, FloatArray] = {}
     statistics = Measured({}, {}, {})

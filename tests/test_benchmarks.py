@@ -13,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from benchmarks import convergence, evaluation, pictures, scaling, solvers, startup, stylizer, task  # noqa: E402
+from benchmarks import backends, convergence, evaluation, pictures, scaling, solvers, startup, stylizer, task  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.evaluation import FUSED, SLICED, TORCH  # noqa: E402
 from benchmarks.machine import Machine, peak_gflops, this_machine  # noqa: E402
@@ -226,6 +226,23 @@ def test_evaluation_section(
         f"{0.5 / fused:.0%}",
     )
     assert rows[TORCH][1] == "1"
+    json.dumps(section.data)
+
+
+def test_backends_section_compares_what_computes_natively_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(worker: str, asked: Task, cache: Path) -> Run:
+        seconds = {"torch": 4.0, "onnxruntime": 2.0, "openvino": 1.0}[asked.backend]
+        return Run([seconds] * asked.evaluations, [1.0] * asked.evaluations, 10**9, 10**8)
+
+    monkeypatch.setattr(backends, "run", timed)
+    monkeypatch.setattr(backends, "find_spec", lambda _: True)
+    for native, precisions in ((("fp32",), {"fp32"}), (("fp32", "bf16"), {"fp32", "bf16"})):
+        monkeypatch.setattr(backends, "native_precisions", lambda native=native: native)
+        assert {variant.precision for variant in backends.variants_here().values()} == precisions
+    section = backends.section(MACHINE, quick=True)
+    vgg, bank = section.body[1:]
+    assert [row[1] for row in vgg.rows] == ["1", "1.00", "2.00", "4.00", "4.00"]  # type: ignore[union-attr]
+    assert [row[0] for row in bank.rows] == [name for name in backends.VARIANTS if name.startswith("Impasto")]  # type: ignore[union-attr]
     json.dumps(section.data)
 
 

@@ -9,7 +9,7 @@ from impasto.errors import UnavailableError
 from impasto.optimize.cache import EngineCache
 from impasto.runtime.backends.gpu import GPU_PRECISIONS
 from impasto.runtime.backends.onnxruntime_gpu import PRECISIONS
-from impasto.runtime.backends.protocol import PLANS, Backend, Plan
+from impasto.runtime.backends.protocol import Backend, Plan
 from impasto.runtime.backends.select import open_backend
 from impasto.runtime.gpu.protocol import Device
 
@@ -28,7 +28,9 @@ class Variant(NamedTuple):
 Open = Callable[[Variant, EngineCache], Backend]
 """Opens a backend as a variant says; raises `UnavailableError` where it cannot run."""
 
-DEVICE_LOOP = tuple(Variant(backend, p, PLANS) for backend in ("tensorrt", "cuda") for p in GPU_PRECISIONS)
+DEVICE_LOOP = tuple(
+    Variant(backend, p, ("fused", "sliced")) for backend in ("tensorrt", "cuda") for p in GPU_PRECISIONS
+)
 """Those whose loop stays on the device."""
 
 EVERY = (

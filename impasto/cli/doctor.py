@@ -32,8 +32,6 @@ _PACKAGES = {
 # The instruction sets that convolutions are chosen by: vectors, and products in bfloat16.
 _FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
 
-_LATER = ("openvino",)
-
 
 def doctor(json: options.Json = False) -> None:
     """Tell what this machine can run: versions, CPU, cache, weights, backends.
@@ -138,8 +136,6 @@ def _backends() -> dict[str, dict[str, Any]]:
         # ImportError: a package that our own need (onnx) is missing or broken. LimitError: a GPU that is full.
         except (UnavailableError, LimitError, ImportError) as error:
             found[name] = {"available": False, "detail": str(error)}
-    for name in _LATER:
-        found[name] = {"available": False, "detail": "this version of Impasto has no such backend yet"}
     return found
 
 

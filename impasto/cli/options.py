@@ -73,8 +73,8 @@ BackendOption = Annotated[
     typer.Option(
         "--backend",
         metavar="auto|NAME",
-        help="What runs the graphs: tensorrt, cuda, onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, torch, "
-        "torch-cuda; auto is the first of the first three that can run here.",
+        help="What runs the graphs: tensorrt, cuda, openvino (openvino:GPU, openvino:NPU), onnxruntime, "
+        "onnxruntime-cuda, onnxruntime-tensorrt, torch, torch-cuda; auto is the first of the first four that can run.",
         rich_help_panel=_ENGINE,
     ),
 ]
@@ -92,7 +92,7 @@ PrecisionOption = Annotated[
     typer.Option(
         "--precision",
         metavar="fp32|tf32|fp16|bf16",
-        help="What the network computes in. (default: tf32 on GPUs, else fp32)",
+        help="What the network computes in. (default: tf32 on GPUs, bf16 by openvino on CPUs that have it, else fp32)",
         rich_help_panel=_ENGINE,
     ),
 ]

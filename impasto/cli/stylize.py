@@ -12,7 +12,7 @@ import typer
 
 from impasto.cli import options
 from impasto.cli.console import emit_json, say, spoken_warnings
-from impasto.errors import Interrupted, OutputError
+from impasto.errors import Interrupted, OutputError, UsageError
 
 if TYPE_CHECKING:
     from impasto.runtime.backends.protocol import Plan
@@ -58,6 +58,18 @@ def stylize(
     save_every: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Also write OUT-0010.png and so on, each N iterations.")
     ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Keep what a killed job needs to go on; removed when the picture is written."
+        ),
+    ] = None,
+    checkpoint_every: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="How often; never more than a tenth of the time.")
+    ] = 60.0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint, if there is one, to the same picture.")
+    ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     force: options.Force = False,
@@ -69,14 +81,23 @@ def stylize(
 ) -> None:
     """Paint CONTENT in the style of STYLE.
 
-    Ctrl-C stops early and writes the best picture so far.
+    Ctrl-C stops early and writes the best picture so far. With --checkpoint the same command and --resume goes on.
     """
+    from impasto.runtime.checkpoint import Checkpoint
     from impasto.runtime.files import check_writable
     from impasto.runtime.write_image import image_format
 
     # Before anything slow: a job must not fail at its end for what could be known at its start.
     image_format(output)
-    check_writable(output, force)
+    kept = None
+    if checkpoint is not None:
+        kept = Checkpoint(checkpoint, checkpoint_every, resume)
+        kept.check()
+    elif resume:
+        raise UsageError("--resume needs the file to go on from: give it as --checkpoint FILE")
+    # What an interrupted job has written already, its other half may replace.
+    overwrite = force or (kept is not None and kept.resume and kept.exists())
+    check_writable(output, overwrite)
     recipe = options.make_preset(
         preset,
         weights,
@@ -91,7 +112,7 @@ def stylize(
         recipe = recipe.with_iterations(iterations)
     snapshots = None
     if save_every is not None:
-        snapshots = Snapshots(output, save_every, quality, force)
+        snapshots = Snapshots(output, save_every, quality, overwrite)
         snapshots.check(recipe.total_iterations())
     limits = options.make_limits(
         max_file_bytes=max_file_bytes,
@@ -119,10 +140,15 @@ def stylize(
         ) as stylizer,
     ):
         # Named pictures and paths alike; a path object would be looked for even if it is called "noise".
-        painting = stylizer.begin(content, style, size=size, init=init, seed=seed)
+        painting = stylizer.begin(content, style, size=size, init=init, seed=seed, checkpoint=kept)
+        if resume and not quiet:
+            at = painting.resumed
+            say("no checkpoint yet: from the beginning" if at is None else f"on from iteration {at.iteration}")
         each = None if snapshots is None else snapshots.of(painting)
         result = paint(painting, stylizer, request, quiet, each)
-        result.save(output, quality=quality, overwrite=force)
+        result.save(output, quality=quality, overwrite=overwrite)
+        if kept is not None and result.stop == "done":
+            kept.remove()
     width, height = result.size
     if not quiet:
         for note in result.notes:
@@ -131,8 +157,9 @@ def stylize(
     if json:
         emit_json(result.to_json(str(output)))
     if result.stop == "interrupted":
+        more = ", and --resume goes on from the checkpoint" if kept is not None and kept.exists() else ""
         raise Interrupted(
-            f"interrupted after {len(result.trace)} evaluations: the best picture so far is in {str(output)!r}"
+            f"interrupted after {len(result.trace)} evaluations: the best picture so far is in {str(output)!r}{more}"
         )
 
 
@@ -165,6 +192,7 @@ class Snapshots:
 
     def of(self, painting: Painting) -> Callable[[Step], None]:
         """Return what is to be called with each step of the painting."""
+        self._last = 0 if painting.resumed is None else painting.resumed.iteration // self.every * self.every
 
         def save(step: Step) -> None:
             due = step.iteration // self.every * self.every

@@ -36,7 +36,7 @@ class GpuBackend(GraphBackend):
     in each.
     """
 
-    plans = PLANS
+    plans: tuple[Plan, ...] = ("fused", "sliced")
 
     def __init__(self, device: Device, precision: str, cache: EngineCache | None = None) -> None:
         """Take the device, the precision, and the cache among whose engines the times of plans are kept."""
@@ -59,6 +59,10 @@ class GpuBackend(GraphBackend):
         """
         if plan not in PLANS:
             raise UnknownNameError("plan", plan, PLANS)
+        if plan not in self.plans:
+            raise UsageError(
+                f"backend {self.name} has no plan {plan!r}: choose fused or sliced, or backend onnxruntime"
+            )
         make = self._fused if plan == "fused" else self._sliced
         key = (plan, structure(problem))
         evaluator = self._room_for(key, lambda: make(problem))
@@ -67,7 +71,7 @@ class GpuBackend(GraphBackend):
 
     def plan_for(self, problem: Problem) -> Plan:
         """Return the plan that was faster for problems like this here; sliced until both were timed."""
-        return self._times.fastest(self._kind(problem)) or "sliced"
+        return self._times.fastest(self._kind(problem), self.plans) or "sliced"
 
     def took(self, problem: Problem, plan: Plan, seconds: float) -> None:
         """Take note of the time."""

@@ -11,10 +11,10 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from impasto.errors import UnknownNameError
+from impasto.errors import UnknownNameError, UsageError
 from impasto.export.calibration import calibration_graph
 from impasto.export.graph import Graph
-from impasto.export.objective import Objective
+from impasto.export.objective import Objective, Targets
 from impasto.export.precision import Precision
 from impasto.export.statistics import statistics_graph
 from impasto.models.conventions import pixel_space
@@ -24,10 +24,18 @@ from impasto.runtime.backends.protocol import PLANS, Calibration, Measured, Plan
 from impasto.runtime.plans.fused import FusedPlan
 from impasto.runtime.plans.session import Session
 from impasto.runtime.plans.sliced import SlicedPlan, SliceSessions
+from impasto.runtime.plans.tiled import TiledPlan, TiledSessions
+from impasto.runtime.plans.tiled_targets import TiledTargets
+from impasto.runtime.plans.tiling import array_bytes, tile
 from impasto.runtime.problem import Evaluator, FloatArray, Problem
+from impasto.runtime.scratch import Allocate, in_memory, mapped
 
 _WARM = 3
 """How many graphs are kept: those that calibrate and measure pictures, and the objective's at the last size."""
+
+
+_TILED = 1 << 30
+"""Bytes that the plan ``tiled`` takes where nobody sets a limit."""
 
 
 class Closeable(Protocol):
@@ -44,6 +52,8 @@ class GraphBackend(ABC):
     name: str
     plans: tuple[Plan, ...] = ("fused",)
     progress: Callable[[str, int, int], None] | None = None
+    memory_limit: int | None = None
+    """Bytes that an evaluation by the plan ``tiled`` may take beside the caller's arrays; None: `_TILED`."""
 
     def __init__(self, precision: str = "fp32") -> None:
         self.precision = precision
@@ -54,6 +64,11 @@ class GraphBackend(ABC):
     def network_precision(self) -> Precision:
         """The type that graphs compute in; tf32 is float32 with a promise less."""
         return cast("Precision", "fp32" if self.precision == "tf32" else self.precision)
+
+    @property
+    def target_precision(self) -> Precision:
+        """The type that networks compute in when they measure targets."""
+        return self.network_precision
 
     @abstractmethod
     def compile(self, graph: Graph, *, once: bool = False) -> Session:
@@ -94,7 +109,7 @@ class GraphBackend(ABC):
             # One graph for all of the objective's taps and any size: both pictures of every job share the session.
             space = pixel_space(objective.convention)
             graph = statistics_graph(
-                weights, every, statistics, pooling=objective.pooling, space=space, precision=self.network_precision
+                weights, every, statistics, pooling=objective.pooling, space=space, precision=self.target_precision
             )
             return self.compile(graph, once=True)
 
@@ -109,12 +124,20 @@ class GraphBackend(ABC):
                 products[tap] -= means[tap] @ means[tap].T
         return Measured({tap: outputs[f"content.{tap}"] for tap in content}, products, means)
 
+    def measure_tiled(self, weights: Weights, objective: Objective, content: FloatArray, style: FloatArray) -> Targets:
+        """Measure targets, as `Backend.measure_tiled` says."""
+        memory, precision = self._tiled_memory(), self.target_precision
+        allocate = _allocator(array_bytes(weights, objective, (content.shape[2], content.shape[3])), memory)
+        return TiledTargets(weights, objective, self.compile, memory // 2, allocate, precision).measure(content, style)
+
     def prepare(self, problem: Problem, plan: Plan) -> Evaluator:
         """Return an evaluator, as `Backend.prepare` says."""
+        if plan == "tiled":
+            return self._tiled(problem)
         key = (plan, structure(problem))
         if plan == "fused":
-            session: Session = self._kept(key, lambda: FusedPlan.compile(problem, self.compile))
-            return FusedPlan(problem, session)
+            session: Session = self._kept(key, lambda: FusedPlan.compile(problem, self.compile, self.network_precision))
+            return FusedPlan(problem, session, self.network_precision)
         if plan == "sliced":
             slices: SliceSessions = self._kept(key, lambda: SlicedPlan.compile(problem, self.compile))
             return SlicedPlan(problem, slices)
@@ -126,6 +149,23 @@ class GraphBackend(ABC):
 
     def took(self, problem: Problem, plan: Plan, seconds: float) -> None:  # noqa: B027 - most have no choice
         """There is nothing to choose."""
+
+    def _tiled(self, problem: Problem) -> TiledPlan:
+        memory, precision = self._tiled_memory(), self.network_precision
+        arrays = array_bytes(problem.weights, problem.objective, problem.shape)
+        allocate = _allocator(arrays, memory)
+        room = memory - arrays if allocate is in_memory else memory
+        tiling = tile(problem.weights, problem.objective, problem.shape, room, precision)
+        key = ("tiled", structure(problem), memory, tuple(problem.targets.content))
+        sessions: TiledSessions = self._kept(
+            key, lambda: TiledPlan.compile(problem, self.compile, tiling, precision, self.target_precision)
+        )
+        return TiledPlan(problem, sessions, allocate)
+
+    def _tiled_memory(self) -> int:
+        if self.network_precision == "fp16":
+            raise UsageError(f"backend {self.name} has no plan 'tiled' in fp16: take fp32, or plan fused")
+        return _TILED if self.memory_limit is None else self.memory_limit
 
     def close(self) -> None:
         """Free the sessions that were kept warm."""
@@ -142,6 +182,11 @@ class GraphBackend(ABC):
                 self._warm[key] = make()
             self._warm.move_to_end(key)
             return self._warm[key]
+
+
+def _allocator(size: int, memory: int) -> Allocate:
+    """Return what makes arrays of ``size`` bytes in all: in memory, unless that is more than half of it."""
+    return in_memory if size <= memory // 2 else mapped
 
 
 def structure(problem: Problem) -> Hashable:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from impasto.export.objective import Objective
+from impasto.export.objective import Objective, Targets
 from impasto.models.weights import Weights
 from impasto.runtime.problem import Evaluator, FloatArray, Problem
 
 Taps = tuple[str, ...]
 
-Plan = Literal["fused", "sliced"]
-PLANS: tuple[Plan, ...] = ("fused", "sliced")
+Plan = Literal["fused", "sliced", "tiled"]
+PLANS: tuple[Plan, ...] = ("fused", "sliced", "tiled")
 
 
 Calibration = Mapping[str, FloatArray]
@@ -66,6 +66,13 @@ class Backend(Protocol):
         """Measure ``content`` and ``style`` taps of the objective.
 
         ``image`` is (1, 3, H, W) float32 in the objective's pixel space; any H and W that reach the taps.
+        """
+        ...
+
+    def measure_tiled(self, weights: Weights, objective: Objective, content: FloatArray, style: FloatArray) -> Targets:
+        """Measure the targets of the plan ``tiled``, window by window; images as for `measure`.
+
+        Raises `UsageError` for a backend without that plan.
         """
         ...
 

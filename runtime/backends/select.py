@@ -12,16 +12,27 @@ from impasto.runtime.backends.protocol import Backend
 BACKENDS = (
     "tensorrt",
     "cuda",
+    "openvino",
     "onnxruntime",
     "onnxruntime-cuda",
     "onnxruntime-tensorrt",
     "torch",
     "torch-cuda",
 )
-"""Every backend; ``auto`` takes the first of `_AUTOMATIC` that can run here."""
+"""Every backend; ``openvino:GPU`` and ``openvino:NPU`` name other devices of OpenVINO's.
 
-_AUTOMATIC = {"tensorrt": ("tensorrt", "pycuda"), "cuda": ("pycuda",), "onnxruntime": ()}
-"""With the packages without which there is no point in trying."""
+``auto`` takes the first of `_AUTOMATIC` that can run here."""
+
+_AUTOMATIC = {
+    "tensorrt": ("tensorrt", "pycuda"),
+    "cuda": ("pycuda",),
+    "openvino": ("openvino",),
+    "onnxruntime": (),
+}
+"""With the packages without which there is no point in trying; the order is that of speed, as measured
+(`docs/decisions/0010-gpu-backends.md`, `docs/decisions/0011-cpu-backends.md`)."""
+_ON_CPU = ("openvino", "onnxruntime")
+
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 
 
@@ -35,8 +46,9 @@ def open_backend(
     """Return the backend of that name, or for ``auto`` the preferred one of those that can run here.
 
     A backend that is asked for by name is used, or this raises. ``precision`` is by default the backend's own: tf32 on
-    GPUs, fp32 elsewhere. ``threads`` is for backends that run on the CPU; ``engine_options`` are the fields of
-    `impasto.optimize.tensorrt.BuildOptions`, other than ``tf32``; with them ``auto`` stands for TensorRT.
+    GPUs, bf16 by OpenVINO on CPUs that multiply it natively, fp32 elsewhere. ``threads`` is for backends that run on
+    the CPU; ``engine_options`` are the fields of `impasto.optimize.tensorrt.BuildOptions`, other than ``tf32``; with
+    them ``auto`` stands for TensorRT.
 
     Raises `UnknownNameError` for an unknown name, `UnavailableError` where what it needs is not here, `UsageError` for
     a precision or options that the backend does not have, `LimitError` for a GPU without memory to begin with.
@@ -45,7 +57,8 @@ def open_backend(
         raise UnknownNameError("precision", precision, PRECISIONS)
     if engine_options and name not in ("auto", "tensorrt"):
         raise UsageError(f"backend {name} has no engine options: they are TensorRT's")
-    match name:
+    family, _, device = name.partition(":")
+    match family if family == "openvino" else name:
         case "auto":
             return open_automatic(cache, threads, precision, engine_options)[0]
         case "onnxruntime":
@@ -53,6 +66,10 @@ def open_backend(
 
             _require_fp32(name, precision)
             return OnnxRuntimeBackend(cache, threads)
+        case "openvino":
+            from impasto.runtime.backends.openvino import OpenVinoBackend
+
+            return OpenVinoBackend(cache, threads, precision, device or "CPU")
         case "torch" | "torch-cuda":
             # The reference module names the missing package itself.
             import impasto.models.reference  # noqa: F401
@@ -83,8 +100,9 @@ def open_automatic(
 ) -> tuple[Backend, dict[str, str]]:
     """Return the backend that ``auto`` stands for here, and why not the ones before it, by name.
 
-    GPUs are looked for only where the packages for them are installed. A precision that only GPUs have rules out the
-    CPU, and ``engine_options`` all but TensorRT: then what is missing is an `UnavailableError`.
+    GPUs are looked for only where the packages for them are installed. A precision that a backend for the CPU does not
+    have rules it out, and ``engine_options`` all but TensorRT; where none is left, what is missing is an
+    `UnavailableError`.
     """
     if engine_options:
         return open_backend("tensorrt", cache, threads, precision, engine_options), {}
@@ -99,9 +117,11 @@ def open_automatic(
         except UnavailableError as error:
             passed[name] = str(error)
         except UsageError as error:
-            reasons = "; ".join(f"{other}: {reason}" for other, reason in passed.items())
-            raise UnavailableError(f"{error}, and no GPU backend can run here ({reasons})") from error
-    raise UnavailableError("; ".join(f"{name}: {reason}" for name, reason in passed.items()))
+            if name not in _ON_CPU:
+                raise
+            passed[name] = str(error)
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in passed.items())
+    raise UnavailableError(f"no backend that can do this can run here ({reasons})")
 
 
 def _require_fp32(name: str, precision: str | None) -> None:

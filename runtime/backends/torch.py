@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from impasto.errors import DeviceError, LimitError, UnavailableError, UsageError
-from impasto.export.objective import Objective
+from impasto.export.objective import Objective, Targets
 from impasto.models.conventions import pixel_space
 from impasto.models.reference import Reference
 from impasto.models.weights import Weights
@@ -70,12 +70,19 @@ class TorchBackend:
                     measured[tap] = _numpy(_gram(taps[tap]) / (taps[tap].shape[2] * taps[tap].shape[3]))
             return Measured({tap: _numpy(taps[tap]) for tap in content}, measured, means)
 
+    def measure_tiled(self, *_: object) -> Targets:
+        """Raise `UsageError`: there is no such plan here."""
+        raise self._no_plan("tiled")
+
     def prepare(self, problem: Problem, plan: Plan) -> Evaluator:
         """Return an evaluator by autograd, which is one plan: fused."""
         if plan != "fused":
-            raise UsageError(f"backend {self.name} has no plan {plan!r}: choose fused, or backend onnxruntime")
+            raise self._no_plan(plan)
         with _at_work():
             return _Evaluator(problem, self._place)
+
+    def _no_plan(self, plan: str) -> UsageError:
+        return UsageError(f"backend {self.name} has no plan {plan!r}: choose fused, or backend onnxruntime")
 
     def plan_for(self, problem: Problem) -> Plan:  # noqa: ARG002 - there is but one
         """Return the only plan."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
 from impasto.errors import ImpastoError
-from impasto.runtime.backends.protocol import PLANS, Plan
+from impasto.runtime.backends.protocol import Plan
 from impasto.runtime.files import write_atomically
 
 
@@ -20,12 +20,12 @@ class PlanTimes:
         self._path = path
         self._seconds = _read(path) if path else {}
 
-    def fastest(self, problem: Hashable) -> Plan | None:
-        """Return the fastest plan for a problem; None as long as they have not all been timed."""
+    def fastest(self, problem: Hashable, plans: Sequence[Plan]) -> Plan | None:
+        """Return the fastest of the plans for a problem; None as long as they have not all been timed."""
         seconds = self._seconds.get(_digest(problem), {})
-        if not seconds.keys() >= set(PLANS):
+        if not seconds.keys() >= set(plans):
             return None
-        fastest: Plan = min(PLANS, key=lambda plan: seconds[plan])
+        fastest: Plan = min(plans, key=lambda plan: seconds[plan])
         return fastest
 
     def record(self, problem: Hashable, plan: Plan, seconds: float) -> None:

@@ -13,7 +13,7 @@ from impasto.runtime.solvers.adam import Adam
 from impasto.runtime.solvers.bounds import Bounds
 from impasto.runtime.solvers.lbfgs import LBFGS
 from impasto.runtime.solvers.lbfgsb import LBFGSB
-from impasto.runtime.solvers.protocol import Evaluation, Solver, Trial, Trials, drive
+from impasto.runtime.solvers.protocol import Evaluation, Solver, SolverState, Trial, Trials, drive
 from impasto.runtime.solvers.sgd import SGD
 from impasto.runtime.solvers.torch_lbfgs import TorchLBFGS
 
@@ -35,6 +35,7 @@ __all__ = [
     "Bounds",
     "Evaluation",
     "Solver",
+    "SolverState",
     "TorchLBFGS",
     "Trial",
     "Trials",

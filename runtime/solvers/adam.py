@@ -10,7 +10,14 @@ import numpy as np
 from impasto.models.conventions import FloatArray
 from impasto.runtime.solvers.bounds import Bounds
 from impasto.runtime.solvers.fixed_step import fixed_step
-from impasto.runtime.solvers.protocol import Trials, flat_copy, overflow_fails, power_of_two_scale, require
+from impasto.runtime.solvers.protocol import (
+    SolverState,
+    Trials,
+    flat_copy,
+    overflow_fails,
+    power_of_two_scale,
+    require,
+)
 
 
 @dataclass(frozen=True)
@@ -54,11 +61,11 @@ class Adam:
             self.bounds_until is None or self.bounds is not None, "bounds_until without bounds: give both or neither"
         )
 
-    def minimise(self, start: FloatArray) -> Trials:
+    def minimise(self, start: FloatArray, resume: SolverState | None = None) -> Trials:
         """Yield trials and be sent evaluations, as `impasto.runtime.solvers.protocol.Solver` describes."""
         x = flat_copy(start)
         self.clamp(x, 0)
-        yield from fixed_step(x, self.iterations, lambda gradient: _Moments(self, gradient))
+        yield from fixed_step(x, self.iterations, lambda gradient: _Moments(self, gradient), resume)
 
     def clamp(self, x: FloatArray, iteration: int) -> None:
         """Clamp iterate number ``iteration`` in place, where it is to be."""
@@ -84,6 +91,17 @@ class _Moments:
         self._m.fill(0)
         self._v.fill(0)
         self._steps = 0
+
+    def state(self) -> SolverState:
+        numbers = {"rate": self._rate, "scale": float(self._scale), "steps": self._steps, "eps": self._eps}
+        return SolverState(numbers, {"m": self._m, "v": self._v})
+
+    def restore(self, state: SolverState) -> None:
+        numbers = state.numbers
+        self._rate, self._steps, self._eps = numbers["rate"], numbers["steps"], numbers["eps"]
+        self._scale = np.float32(numbers["scale"])
+        np.copyto(self._m, state.arrays["m"])
+        np.copyto(self._v, state.arrays["v"])
 
     @overflow_fails
     def step(self, x: FloatArray, gradient: FloatArray, iteration: int, shrink: float) -> None:

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from impasto.models.conventions import FloatArray
-from impasto.runtime.solvers.protocol import Trial, Trials
+from impasto.runtime.solvers.protocol import SolverState, Trial, Trials
 from impasto.runtime.solvers.recovery import Failures
 
 
@@ -26,27 +26,55 @@ class StepRule(Protocol):
         """Forget what was learnt from earlier gradients."""
         ...
 
+    def state(self) -> SolverState:
+        """Return what the rule holds, in its own memory."""
+        ...
 
-def fixed_step(x: FloatArray, iterations: int, rule_for: Callable[[FloatArray], StepRule]) -> Trials:
+    def restore(self, state: SolverState) -> None:
+        """Hold what that state says."""
+        ...
+
+
+def fixed_step(
+    x: FloatArray, iterations: int, rule_for: Callable[[FloatArray], StepRule], resume: SolverState | None = None
+) -> Trials:
     """Yield x, and then ``iterations`` iterates of the rule, or fewer if a gradient is zero.
 
     ``rule_for`` makes the rule for a run whose first gradient is the one given. After a failed evaluation x is the last
-    good iterate again, the rule starts afresh, and from there on every step is half as long. x is overwritten.
+    good iterate again, the rule starts afresh, and from there on every step is half as long. x is overwritten. Every
+    trial but the first has a state, from which ``resume`` goes on.
     """
     failures = Failures("lower the learning rate or the weights")
-    evaluation = yield Trial(x, 0)
-    failures.passed(evaluation, 0)
-    good, gradient = x.copy(), evaluation.gradient.copy()
-    rule, shrink = rule_for(gradient), 1.0
-    for iteration in range(1, iterations + 1):
-        if not gradient.any():
-            return
-        rule.step(x, gradient, iteration, shrink)
-        evaluation = yield Trial(x, iteration)
+    good, gradient = np.empty_like(x), np.empty_like(x)
+    rule: StepRule | None = None
+    iteration, shrink = 0, 1.0
+    if resume is not None:
+        for name, vector in (("x", x), ("good", good), ("gradient", gradient)):
+            np.copyto(vector, resume.arrays[name])
+        rule = rule_for(gradient)
+        rule.restore(resume)
+        iteration, shrink = resume.numbers["iteration"], resume.numbers["shrink"]
+        failures.in_a_row = resume.numbers["failures"]
+
+    def state() -> SolverState:
+        assert rule is not None
+        held = rule.state()
+        numbers = {"iteration": iteration, "shrink": shrink, "failures": failures.in_a_row, **held.numbers}
+        return SolverState(numbers, {"x": x, "good": good, "gradient": gradient, **held.arrays})
+
+    while True:
+        evaluation = yield Trial(x, iteration, None if rule is None else state)
         if failures.passed(evaluation, iteration):
             np.copyto(good, x)
             np.copyto(gradient, evaluation.gradient)
         else:
             np.copyto(x, good)
-            rule.restart()
             shrink /= 2
+            if rule is not None:
+                rule.restart()
+        if iteration == iterations or not gradient.any():
+            return
+        if rule is None:
+            rule = rule_for(gradient)
+        iteration += 1
+        rule.step(x, gradient, iteration, shrink)

@@ -9,11 +9,13 @@ products with a new y = g_new − g_old are differences of two such products, he
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from impasto.models.conventions import FloatArray
-from impasto.runtime.solvers.protocol import overflow_fails
+from impasto.runtime.solvers.protocol import SolverState, overflow_fails
 
 
 class History:
@@ -72,6 +74,28 @@ class History:
         """Forget the pairs, not the scale."""
         self._order.clear()
         self._spare, self._new = 0, None
+
+    def state(self) -> SolverState:
+        """Return everything, the pairs as they lie in memory, one array each: only those kept."""
+        numbers = {"order": list(self._order), "spare": self._spare, "new": self._new, "gamma": self.scale}
+        arrays: dict[str, NDArray[Any]] = {"sy": self._sy, "yy": self._yy, "products": self._products}
+        for slot in self._order:
+            arrays[f"step.{slot}"], arrays[f"change.{slot}"] = self._rows[2 * slot], self._rows[2 * slot + 1]
+        return SolverState(numbers, arrays)
+
+    def restore(self, state: SolverState) -> None:
+        """Hold what the state of a history of the same length and size says."""
+        numbers, arrays = state.numbers, state.arrays
+        self._order, self._spare, self._new = list(numbers["order"]), numbers["spare"], numbers["new"]
+        self.scale = numbers["gamma"]
+        for name, values in (("sy", self._sy), ("yy", self._yy), ("products", self._products)):
+            np.copyto(values, arrays[name])
+        for slot in self._order:
+            np.copyto(self._rows[2 * slot], arrays[f"step.{slot}"])
+            np.copyto(self._rows[2 * slot + 1], arrays[f"change.{slot}"])
+        # Between others it is multiplied by zero, which must not find NaN in memory that nothing was written to.
+        self.step.fill(0)
+        self.change.fill(0)
 
     @overflow_fails
     def direction(self, gradient: FloatArray, out: FloatArray) -> None:

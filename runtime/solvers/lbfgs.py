@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from impasto.models.conventions import FloatArray
 from impasto.runtime.solvers.history import History
 from impasto.runtime.solvers.protocol import (
     Evaluation,
+    SolverState,
     Trial,
     Trials,
     flat_copy,
@@ -59,58 +60,79 @@ class LBFGS:
         require(0 < self.c1 < self.c2 < 1, f"c1 is {self.c1} and c2 {self.c2}: give 0 < c1 < c2 < 1")
         require(0 < self.first_step < math.inf, f"first_step is {self.first_step}: give a positive length")
 
-    def minimise(self, start: FloatArray) -> Trials:
-        """Yield trials and be sent evaluations, as `impasto.runtime.solvers.protocol.Solver` describes."""
+    def minimise(self, start: FloatArray, resume: SolverState | None = None) -> Trials:
+        """Yield trials and be sent evaluations, as `impasto.runtime.solvers.protocol.Solver` describes.
+
+        The first trial of each line search has a state.
+        """
         x = flat_copy(start)
         failures = Failures("lower first_step or the weights")
-        evaluation = yield Trial(x, 0)
-        failures.passed(evaluation, 0)
-        if not evaluation.gradient.any():
-            return
-        line = _Line(x, evaluation.gradient)
-        loss = lowest = evaluation.loss * line.scale
         history = History(min(self.history, self.iterations), x.size)
-        iteration, stalled, paired = 1, 0, False
+        if resume is None:
+            evaluation = yield Trial(x, 0)
+            failures.passed(evaluation, 0)
+            if not evaluation.gradient.any():
+                return
+            # Loss and gradient are used times a power of two: exact, and safe from the ends of float32's range.
+            scale = power_of_two_scale(evaluation.gradient)
+            line = _Line(x, evaluation.gradient * np.float32(scale), scale)
+            loss = evaluation.loss * line.scale
+            at = _Progress(loss, lowest=loss)
+        else:
+            line = _Line(x, np.empty_like(x), resume.numbers["scale"])
+            for name, vector in line.vectors().items():
+                np.copyto(vector, resume.arrays[name])
+            history.restore(resume)
+            at = _Progress(**resume.numbers["at"])
+            failures.in_a_row = resume.numbers["failures"]
 
-        while iteration <= self.iterations and stalled < MAX_STALLED:
-            history.direction(line.gradient, out=line.direction)
-            found = yield from self._search(line, loss, None if paired else self.first_step, iteration, failures)
+        def state() -> SolverState:
+            pairs = history.state()
+            numbers = {"at": asdict(at), "failures": failures.in_a_row, "scale": line.scale, **pairs.numbers}
+            return SolverState(numbers, {**line.vectors(), **pairs.arrays})
+
+        aimed = resume is not None  # a state has the direction already
+        while at.iteration <= self.iterations and at.stalled < MAX_STALLED:
+            if not aimed:
+                history.direction(line.gradient, out=line.direction)
+            aimed = False
+            found = yield from self._search(line, at, failures, state)
             if found is None:
                 if len(history) == 0:
                     if failures.in_a_row:
-                        failures.give_up(iteration)
+                        failures.give_up(at.iteration)
                     return
                 history.clear()
                 continue
-            loss = found
             line.pair(history.step, history.change)
             sy, ss, yy = history.curvature()
             if sy > MIN_COSINE * math.sqrt(ss * yy) > 0:
                 history.keep()
-                paired = True
+                at.paired = True
             line.advance()
-            stalled = 0 if loss < lowest else stalled + 1
-            lowest = min(loss, lowest)
-            iteration += 1
+            at.advance(found)
 
     def _search(
-        self, line: _Line, loss: float, first_move: float | None, iteration: int, failures: Failures
+        self, line: _Line, at: _Progress, failures: Failures, state: Callable[[], SolverState]
     ) -> Generator[Trial, Evaluation, float | None]:
         """Search along the line; leave its trial where the step is to go and return the loss there, None if nowhere.
 
-        The first trial is the direction's end, or moves the largest element by ``first_move``.
+        The first trial is the direction's end or, before there was a pair, moves the largest element by ``first_step``.
         """
-        origin = Point(0.0, loss, line.slope(line.gradient))
+        origin = Point(0.0, at.loss, line.slope(line.gradient))
         if not origin.slope < 0:
             return None  # the gradient is zero, or rounding has spoilt the direction
-        first = 1.0 if first_move is None else first_move / largest(line.direction)
+        first = 1.0 if at.paired else self.first_step / largest(line.direction)
         search = strong_wolfe(origin, first, self.c1, self.c2, self.max_line_search)
         lowest, step = origin, next(search)
+        # From the same line the same search begins anew; what it learns from its trials is in no state.
+        resumable: Callable[[], SolverState] | None = state
         while True:
             line.move(step)
-            evaluation = yield Trial(line.trial, iteration)
+            evaluation = yield Trial(line.trial, at.iteration, resumable)
+            resumable = None
             point = Point(step, math.inf, math.nan)
-            if failures.passed(evaluation, iteration):
+            if failures.passed(evaluation, at.iteration):
                 line.receive(evaluation.gradient)
                 point = Point(step, evaluation.loss * line.scale, line.slope(line.trial_gradient))
             try:
@@ -129,15 +151,35 @@ class LBFGS:
         return lowest.loss
 
 
+@dataclass
+class _Progress:
+    """How far a run is: the loss at x and the lowest one, scaled, the iteration under way and what it goes by."""
+
+    loss: float
+    lowest: float
+    iteration: int = 1
+    stalled: int = 0
+    paired: bool = False
+
+    def advance(self, loss: float) -> None:
+        """Go on to the next iteration, from a point of that loss."""
+        self.loss = loss
+        self.stalled = 0 if loss < self.lowest else self.stalled + 1
+        self.lowest = min(loss, self.lowest)
+        self.iteration += 1
+
+
 class _Line:
     """The vectors of a line search: from x along the direction to a trial, with the scaled gradients at both."""
 
-    def __init__(self, x: FloatArray, gradient: FloatArray) -> None:
-        # Loss and gradient are used times a power of two: exact, and safe from the ends of float32's range.
-        self.scale = power_of_two_scale(gradient)
-        self.x, self.gradient = x, gradient * np.float32(self.scale)
+    def __init__(self, x: FloatArray, gradient: FloatArray, scale: float) -> None:
+        self.x, self.gradient, self.scale = x, gradient, scale
         self.direction, self.trial = np.empty_like(x), np.empty_like(x)
         self.trial_gradient, self.kept_gradient = np.empty_like(x), np.empty_like(x)
+
+    def vectors(self) -> dict[str, FloatArray]:
+        """Return what a new search along the line begins with."""
+        return {"x": self.x, "gradient": self.gradient, "direction": self.direction}
 
     @overflow_fails
     def move(self, step: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,22 @@ from impasto.errors import UnavailableError
 from impasto.models.conventions import FloatArray
 from impasto.runtime.solvers.bounds import Bounds
 from impasto.runtime.solvers.callback import ask_back
-from impasto.runtime.solvers.protocol import Evaluation, Trial, Trials, flat_copy, require
+from impasto.runtime.solvers.protocol import Evaluation, SolverState, Trial, Trials, flat_copy, require
 from impasto.runtime.solvers.recovery import Failures
 
 Vector = NDArray[np.float64]
-_Question = tuple[Vector, int]
 _Answer = tuple[float, Vector]
+
+
+class _Question(NamedTuple):
+    """A point to evaluate, in which iteration; ``opens`` is the number of the round that it is the first of, or None.
+
+    A round starts anew from its first point, so that is all there is to know for going on from there.
+    """
+
+    point: Vector
+    iteration: int
+    opens: int | None
 
 
 @dataclass(frozen=True)
@@ -46,8 +56,11 @@ class LBFGSB:
         require(self.rounds >= 1, f"rounds is {self.rounds}: give at least 1")
         require(self.maxfun >= 1, f"maxfun is {self.maxfun}: give at least 1")
 
-    def minimise(self, start: FloatArray) -> Trials:
-        """Yield trials and be sent evaluations, as `impasto.runtime.solvers.protocol.Solver` describes."""
+    def minimise(self, start: FloatArray, resume: SolverState | None = None) -> Trials:
+        """Yield trials and be sent evaluations, as `impasto.runtime.solvers.protocol.Solver` describes.
+
+        The first trial of each round but the first has a state: what SciPy holds within one cannot be taken up.
+        """
         x = flat_copy(start)
         if self.bounds is not None:
             self.bounds.clamp(x)
@@ -61,42 +74,52 @@ class LBFGSB:
         failures = Failures("lower the weights, or use the solver lbfgs")
         trial = np.empty_like(x)
         good = _Tangent(x.size)
+        first = _Question(x.astype(np.float64), 0, 0)
+        if resume is not None:
+            first = _Question(resume.arrays["x"].copy(), resume.numbers["iteration"], resume.numbers["round"])
+            failures.in_a_row = resume.numbers["failures"]
+            good.restore(resume)
 
         def work(ask: Callable[[_Question], _Answer]) -> None:
-            self._rounds(optimize, x, ask)
+            self._rounds(optimize, first, ask)
 
         with closing(ask_back(work)) as worker:
-            point, iteration = next(worker)
+            point, iteration, opens = next(worker)
+
+            def state() -> SolverState:
+                numbers = {"iteration": iteration, "round": opens, "failures": failures.in_a_row, "loss": good.loss}
+                return SolverState(numbers, {"x": point, "good": good.point, "gradient": good.gradient})
+
             while True:
                 np.copyto(trial, point)
-                evaluation = yield Trial(trial, iteration)
+                evaluation = yield Trial(trial, iteration, state if opens else None)
                 if failures.passed(evaluation, iteration):
                     good.take(point, evaluation)
                     answer = good.loss, good.gradient.copy()
                 else:
                     answer = good.mirrored(point)
                 try:
-                    point, iteration = worker.send(answer)
+                    point, iteration, opens = worker.send(answer)
                 except StopIteration:
                     return
 
-    def _rounds(self, optimize: Any, start: FloatArray, ask: Callable[[_Question], _Answer]) -> None:
-        """Call SciPy, in the worker's thread."""
-        x = start.astype(np.float64)
+    def _rounds(self, optimize: Any, first: _Question, ask: Callable[[_Question], _Answer]) -> None:
+        """Call SciPy, in the worker's thread, from that question on."""
+        x, iteration, opens = first  # the iteration under way; 0 is the start's evaluation
         box = None if self.bounds is None else optimize.Bounds(*self.bounds.arrays(x.size))
-        iteration = 0  # under way; 0 is the start's evaluation
 
         def count(_: Vector) -> None:
             nonlocal iteration
             iteration += 1
 
         def function(point: Vector) -> _Answer:
-            nonlocal iteration
-            answer = ask((point, iteration))
-            iteration = max(iteration, 1)
+            nonlocal iteration, opens
+            answer = ask(_Question(point, iteration, opens))
+            iteration, opens = max(iteration, 1), None
             return answer
 
-        for _ in range(self.rounds):
+        for number in range(opens or 0, self.rounds):
+            opens = number
             before = x.copy()
             options = {"maxfun": self.maxfun}
             result = optimize.minimize(
@@ -112,15 +135,21 @@ class _Tangent:
 
     def __init__(self, size: int) -> None:
         self.loss = 0.0
-        self.gradient, self._point = np.zeros(size), np.zeros(size)
+        self.gradient, self.point = np.zeros(size), np.zeros(size)
+
+    def restore(self, state: SolverState) -> None:
+        """Be the tangent of a state."""
+        self.loss = state.numbers["loss"]
+        np.copyto(self.gradient, state.arrays["gradient"])
+        np.copyto(self.point, state.arrays["good"])
 
     def take(self, point: Vector, evaluation: Evaluation) -> None:
         """Remember an evaluation at that point."""
         self.loss = float(evaluation.loss)
         np.copyto(self.gradient, evaluation.gradient)
-        np.copyto(self._point, point)
+        np.copyto(self.point, point)
 
     def mirrored(self, point: Vector) -> _Answer:
         """Return a loss and gradient at that point by which the loss rises towards it, never falls."""
-        rise = float(self.gradient @ (point - self._point))
+        rise = float(self.gradient @ (point - self.point))
         return (self.loss + rise, self.gradient.copy()) if rise > 0 else (self.loss - rise, -self.gradient)

@@ -7,31 +7,49 @@ iterate, and may stop at any time with ``generator.close()``. `drive` is the sma
 A driver that finds a loss or a gradient not finite, or a loss that exploded, sends ``loss=math.inf``. Solvers answer
 with a shorter step from a point that was good and raise `impasto.errors.DivergenceError` after
 `impasto.runtime.solvers.recovery.MAX_FAILURES` such evaluations in a row, or at once if the start is such a point.
+
+A run can be left and taken up in another process: `Trial.state` is what `Solver.minimise` needs to go on from there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from impasto.errors import UsageError
 from impasto.models.conventions import FloatArray
 
 
 @dataclass(frozen=True, slots=True)
+class SolverState:
+    """What a solver holds at a trial: ``numbers``, JSON's types, and ``arrays``, float32 and float64 of any shape.
+
+    The arrays of a state that a solver gives are its own memory, valid until the next send. Those of a state that it
+    is given are read one after the other, each once, and may be made as they are asked for.
+    """
+
+    numbers: Mapping[str, Any]
+    arrays: Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
 class Trial:
     """A point to evaluate: ``x``, flat float32, valid (and not to be written to) until the next send.
 
-    ``iteration`` is 0 for the start; the trials of one line search share theirs.
+    ``iteration`` is 0 for the start; the trials of one line search share theirs. ``state`` makes the state from which
+    the solver yields this trial again, with the same bits, and then all that follow; None where it has none, such as
+    amid a line search. It is to be called before the next send.
     """
 
     x: FloatArray
     iteration: int
+    state: Callable[[], SolverState] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +73,12 @@ overflow_fails = np.errstate(over="ignore", invalid="ignore")
 class Solver(Protocol):
     """The settings of a solver: a frozen dataclass, checked when made, JSON-able by `dataclasses.asdict`."""
 
-    def minimise(self, start: FloatArray) -> Trials:
+    def minimise(self, start: FloatArray, resume: SolverState | None = None) -> Trials:
         """Yield trials, the start first; return when stationary to rounding or at the end of the own budget.
 
-        ``start`` is float32 of any shape, and is left as it is. Raises `impasto.errors.DivergenceError`.
+        ``start`` is float32 of any shape, and is left as it is. With ``resume``, a trial's state from a run of the same
+        settings and size, that trial comes first and only the size of ``start`` counts. Raises
+        `impasto.errors.DivergenceError`.
         """
         ...
 

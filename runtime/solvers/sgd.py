@@ -9,7 +9,7 @@ import numpy as np
 
 from impasto.models.conventions import FloatArray
 from impasto.runtime.solvers.fixed_step import fixed_step
-from impasto.runtime.solvers.protocol import Trials, flat_copy, overflow_fails, require
+from impasto.runtime.solvers.protocol import SolverState, Trials, flat_copy, overflow_fails, require
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class SGD:
         require(0 < self.decay_rate <= 1, f"decay_rate is {self.decay_rate}: give 0 < rate ≤ 1")
         require(0 < self.decay_steps < math.inf, f"decay_steps is {self.decay_steps}: give a positive number")
 
-    def minimise(self, start: FloatArray) -> Trials:
+    def minimise(self, start: FloatArray, resume: SolverState | None = None) -> Trials:
         """Yield trials and be sent evaluations, as `impasto.runtime.solvers.protocol.Solver` describes."""
-        yield from fixed_step(flat_copy(start), self.iterations, lambda _: _Descent(self))
+        yield from fixed_step(flat_copy(start), self.iterations, lambda _: _Descent(self), resume)
 
 
 class _Descent:
@@ -45,6 +45,12 @@ class _Descent:
 
     def restart(self) -> None:
         """Nothing: no gradient is remembered."""
+
+    def state(self) -> SolverState:
+        return SolverState({}, {})
+
+    def restore(self, state: SolverState) -> None:
+        """Nothing, for the same reason."""
 
     @overflow_fails
     def step(self, x: FloatArray, gradient: FloatArray, iteration: int, shrink: float) -> None:

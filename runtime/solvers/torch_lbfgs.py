@@ -11,7 +11,16 @@ import numpy as np
 from impasto.models.conventions import FloatArray
 from impasto.runtime.solvers.bounds import Bounds
 from impasto.runtime.solvers.history import History
-from impasto.runtime.solvers.protocol import Evaluation, Trial, Trials, flat_copy, largest, overflow_fails, require
+from impasto.runtime.solvers.protocol import (
+    Evaluation,
+    SolverState,
+    Trial,
+    Trials,
+    flat_copy,
+    largest,
+    overflow_fails,
+    require,
+)
 from impasto.runtime.solvers.recovery import Failures
 
 _MIN_CURVATURE = 1e-10
@@ -52,59 +61,107 @@ class TorchLBFGS:
         require(self.tolerance_grad >= 0, f"tolerance_grad is {self.tolerance_grad}: give 0 or more")
         require(self.tolerance_change >= 0, f"tolerance_change is {self.tolerance_change}: give 0 or more")
 
-    def minimise(self, start: FloatArray) -> Trials:
-        """Yield trials and be sent evaluations, as `impasto.runtime.solvers.protocol.Solver` describes."""
+    def minimise(self, start: FloatArray, resume: SolverState | None = None) -> Trials:
+        """Yield trials and be sent evaluations, as `impasto.runtime.solvers.protocol.Solver` describes.
+
+        Every trial from the first iteration on has a state.
+        """
         state = _State(flat_copy(start), self.bounds, self.history)
-        opening = np.full_like(state.x, math.nan)
+        if resume is None:
+            state.open()
+        else:
+            state.restore(resume)
         while True:
+            yield from self._step(state)
             state.clamp()
-            if np.array_equal(state.x, opening):
+            if np.array_equal(state.x, state.opening):
                 if state.failures.in_a_row:
                     state.failures.give_up(state.iterations)
                 return
-            np.copyto(opening, state.x)
-            yield from self._step(state)
+            state.open()
 
     def _step(self, state: _State) -> Generator[Trial, Evaluation, None]:
-        """Do what one call of torch's ``step`` does."""
-        max_eval = self.max_iter * 5 // 4 if self.max_eval is None else self.max_eval
-        yield from state.evaluate()
-        if largest(state.gradient) <= self.tolerance_grad:
-            return
-        for move in range(1, self.max_iter + 1):
+        """Do what one call of torch's ``step`` does, or what is left of it."""
+        while True:
+            passed = yield from state.evaluate()
+            if state.moves == 0:
+                if largest(state.gradient) <= self.tolerance_grad:
+                    return
+            elif passed and self._ends(state):
+                return
+            state.moves += 1
             first = state.turn()
             size = self.learning_rate
             if first:
                 size *= min(1.0, 1.0 / float(np.abs(state.gradient).sum())) * 0.5**state.failures.in_a_row
             if state.slope() > -self.tolerance_change:
                 return
-            before = state.loss
             state.move(size)
-            if move == self.max_iter:
+            if state.moves == self.max_iter:
                 return
-            if not (yield from state.evaluate()):
-                continue
-            if move + 1 >= max_eval or largest(state.gradient) <= self.tolerance_grad:
-                return
-            if size * largest(state.direction) <= self.tolerance_change:
-                return
-            if abs(state.loss - before) < self.tolerance_change:
-                return
+
+    def _ends(self, state: _State) -> bool:
+        """Tell whether the step ends after a move that was evaluated."""
+        max_eval = self.max_iter * 5 // 4 if self.max_eval is None else self.max_eval
+        return (
+            state.moves + 1 >= max_eval
+            or largest(state.gradient) <= self.tolerance_grad
+            or state.size * largest(state.direction) <= self.tolerance_change
+            or abs(state.loss - state.before) < self.tolerance_change
+        )
 
 
 class _State:
-    """What torch keeps between steps, and the last good iterate, whose loss and gradient these are."""
+    """What torch keeps between steps and ``moves``, how many of the step's are done.
+
+    ``good`` is the last good iterate, whose loss and gradient these are.
+    """
+
+    _NUMBERS = ("loss", "before", "iterations", "moves", "size")
 
     def __init__(self, x: FloatArray, bounds: Bounds | None, pairs: int) -> None:
-        self.x, self.good = x, x.copy()
+        self.x, self.good, self.opening = x, x.copy(), np.empty_like(x)
         self.loss, self.gradient = math.inf, np.empty_like(x)
+        self.before = math.inf  # the loss that the last move started from
         self.failures = Failures("lower learning_rate or the weights")
-        self.iterations = 0
+        self.iterations = self.moves = 0
         self._bounds = bounds
         self._history = History(pairs, x.size)
         self._restart = True
-        self._size = 0.0
+        self.size = 0.0
         self.direction, self._last_gradient = np.empty_like(x), np.empty_like(x)
+
+    def save(self) -> SolverState:
+        """Return everything."""
+        pairs = self._history.state()
+        numbers = {name: getattr(self, name) for name in self._NUMBERS}
+        more = {"restart": self._restart, "failures": self.failures.in_a_row}
+        return SolverState({**numbers, **more, **pairs.numbers}, {**self._vectors(), **pairs.arrays})
+
+    def restore(self, state: SolverState) -> None:
+        """Hold what a state says."""
+        for name in self._NUMBERS:
+            setattr(self, name, state.numbers[name])
+        self._restart, self.failures.in_a_row = state.numbers["restart"], state.numbers["failures"]
+        self._history.restore(state)
+        for name, vector in self._vectors().items():
+            np.copyto(vector, state.arrays[name])
+
+    def _vectors(self) -> dict[str, FloatArray]:
+        return {
+            "x": self.x,
+            "good": self.good,
+            "opening": self.opening,
+            "gradient": self.gradient,
+            "last_gradient": self._last_gradient,
+            "direction": self.direction,
+        }
+
+    def open(self) -> None:
+        """Begin a step of torch's."""
+        self.clamp()
+        np.copyto(self.opening, self.x)
+        self.moves = 0
 
     def clamp(self) -> None:
         """Project x onto the bounds, if there are any."""
@@ -114,7 +171,7 @@ class _State:
     def evaluate(self) -> Generator[Trial, Evaluation, bool]:
         """Evaluate x and return whether that went well; if not, x is back at the last good iterate."""
         self.clamp()
-        evaluation = yield Trial(self.x, self.iterations)
+        evaluation = yield Trial(self.x, self.iterations, self.save if self.iterations else None)
         if self.failures.passed(evaluation, self.iterations):
             self.loss = evaluation.loss
             np.copyto(self.gradient, evaluation.gradient)
@@ -134,7 +191,7 @@ class _State:
             self._history.scale = 1.0
             self._restart = False
         else:
-            np.multiply(self.direction, np.float32(self._size), out=self._history.step)
+            np.multiply(self.direction, np.float32(self.size), out=self._history.step)
             np.subtract(self.gradient, self._last_gradient, out=self._history.change)
             if self._history.curvature()[0] > _MIN_CURVATURE:
                 self._history.keep()
@@ -150,5 +207,5 @@ class _State:
     @overflow_fails
     def move(self, size: float) -> None:
         """Go that multiple of the direction."""
-        self._size = size
+        self.before, self.size = self.loss, size
         self.x += self.direction * np.float32(size)

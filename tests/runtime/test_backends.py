@@ -21,7 +21,13 @@ from impasto.runtime.backends.torch import TorchBackend
 from impasto.runtime.problem import Problem
 from impasto.runtime.targets import encoded, measure_targets
 
-COMBINATIONS = [("onnxruntime", "fused"), ("onnxruntime", "sliced"), ("torch", "fused")]
+COMBINATIONS = [
+    ("onnxruntime", "fused"),
+    ("onnxruntime", "sliced"),
+    ("openvino", "fused"),
+    ("openvino", "sliced"),
+    ("torch", "fused"),
+]
 
 # A tap before its ReLU, one after a pool, one that has both a content and a style term, and several in one block.
 OBJECTIVE = Objective(
@@ -51,7 +57,9 @@ class Executor:
 @pytest.fixture(params=COMBINATIONS, ids="-".join)
 def executor(request):
     name, plan = request.param
-    backend = open_backend(name)
+    if name == "openvino":
+        pytest.importorskip("openvino", reason="openvino is not installed")
+    backend = open_backend(name, precision="fp32")
     yield Executor(backend, plan)
     backend.close()
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from impasto.errors import DivergenceError
 from impasto.runtime.loop import Best, clock, descend
 from impasto.runtime.problem import Losses
-from impasto.runtime.solvers import LBFGS, LBFGSB, SGD, Adam, TorchLBFGS
+from impasto.runtime.solvers import LBFGS, LBFGSB, SGD, Adam, SolverState, TorchLBFGS
 
 SHAPE = (1, 3, 4, 5)
 CURVATURES = np.linspace(0.2, 1, 60, dtype=np.float32).reshape(SHAPE)
@@ -168,8 +169,8 @@ class _Recording:
     def __init__(self, solver, sent):
         self._solver, self._sent = solver, sent
 
-    def minimise(self, start):
-        trials = self._solver.minimise(start)
+    def minimise(self, start, resume=None):
+        trials = self._solver.minimise(start, resume)
         trial = next(trials)
         while True:
             evaluation = yield trial
@@ -213,3 +214,34 @@ def test_the_clock_runs_forward_from_zero():
     seconds = clock()
     first = seconds()
     assert 0 <= first <= seconds() < 60
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+def test_a_resumed_loop_sees_what_the_first_one_went_on_to_see(solver):
+    """Also that evaluation 30 exploded, by the measure of a first one that the resumed loop has not made."""
+
+    def bowl(offset=0):
+        return Bowl(lambda count, losses: spoiled(losses, "exploded") if count + offset == 30 else losses)
+
+    budget = 40
+    whole, best = [], Best(START.copy())
+    saved = []
+    for seen in descend(bowl(), solver, best, max_evaluations=budget):
+        whole.append(seen)
+        if seen.state is not None:
+            state = seen.state()
+            arrays = {name: array.copy() for name, array in state.solver.arrays.items()}
+            state = replace(state, solver=SolverState(dict(state.solver.numbers), arrays))
+            saved.append((state, Best(best.image.copy(), best.loss, best.terms)))
+    assert saved
+    facts = [replace(seen, state=None) for seen in whole]
+    for state, then in saved:
+        # The evaluation that was observed last is made again, and not told of.
+        again = descend(bowl(state.evaluation - 1), solver, then, max_evaluations=budget, resume=state)
+        assert [replace(seen, state=None) for seen in again] == facts[state.evaluation :]
+        assert then.loss == best.loss
+        np.testing.assert_array_equal(then.image, best.image)
+
+
+def test_the_clock_counts_what_went_before():
+    assert 100 <= clock(100.0)() < 160

@@ -40,8 +40,12 @@ def test_auto_takes_the_first_that_can_run_and_says_why_not_the_others(monkeypat
     monkeypatch.setattr("impasto.runtime.backends.select.find_spec", lambda _: None)
     backend, passed = open_automatic()
     assert backend.name == "onnxruntime"
-    assert passed == {"tensorrt": "tensorrt and pycuda not installed", "cuda": "pycuda not installed"}
-    with pytest.raises(UnavailableError, match=r"precision 'fp16'.*no GPU backend.*pycuda not installed"):
+    assert passed == {
+        "tensorrt": "tensorrt and pycuda not installed",
+        "cuda": "pycuda not installed",
+        "openvino": "openvino not installed",
+    }
+    with pytest.raises(UnavailableError, match=r"pycuda not installed.*onnxruntime has no precision 'fp16'"):
         open_backend("auto", precision="fp16")
 
 

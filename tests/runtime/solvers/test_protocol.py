@@ -16,7 +16,7 @@ class Scripted:
     def __init__(self, length: int) -> None:
         self.length, self.sent, self.closed = length, [], False
 
-    def minimise(self, start):
+    def minimise(self, start, resume=None):
         try:
             for k in range(self.length):
                 self.sent.append((yield Trial(np.full(start.size, k, dtype=np.float32), k)))
