@@ -57,3 +57,9 @@ def picture() -> Callable[..., NDArray[np.float32]]:
         return (stream.random_sample((height, width, 3)) ** gamma).astype(np.float32)
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def exact_by_default(monkeypatch):
+    """Where a test names no backend it is about exact float32: ``auto`` is ONNX Runtime, whatever is installed."""
+    monkeypatch.setattr("impasto.runtime.backends.select._AUTOMATIC", {"onnxruntime": ()})

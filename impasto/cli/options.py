@@ -82,8 +82,9 @@ PlanOption = Annotated[
     str | None,
     typer.Option(
         "--plan",
-        metavar="fused|sliced",
-        help="One graph for all, or one a slice. (default: fused; on tensorrt and cuda the faster one)",
+        metavar="fused|sliced|tiled",
+        help="One graph for all, one a slice, or window by window in little memory. (default: fused; on tensorrt and "
+        "cuda the faster of the first two)",
         rich_help_panel=_ENGINE,
     ),
 ]

@@ -70,6 +70,8 @@ class OpenVinoBackend(GraphBackend):
     def prepare(self, problem: Problem, plan: Plan) -> Evaluator:
         """Return an evaluator, as `Backend.prepare` says; the sliced plan is there in fp32 alone."""
         self._settle(problem.weights, problem.objective)
+        if plan == "sliced" and self._preferred is not None:
+            self.precision = "fp32"
         if plan == "sliced" and self.network_precision != "fp32":
             raise UsageError(f"backend {self.name} has no plan 'sliced' in {self.precision}: take fused, or fp32")
         return super().prepare(problem, plan)

@@ -163,6 +163,11 @@ def test_other_devices_are_named_after_a_colon(monkeypatch):
         open_backend("openvino:XPU")
 
 
+@pytest.fixture
+def exact_by_default():
+    """What ``auto`` stands for is looked at here."""
+
+
 def test_auto_takes_it_before_onnxruntime(monkeypatch):
     monkeypatch.setattr("impasto.runtime.backends.select.find_spec", lambda name: name == "openvino" or None)
     backend, passed = open_automatic()

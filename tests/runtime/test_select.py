@@ -10,6 +10,11 @@ from impasto.errors import UnavailableError, UnknownNameError, UsageError
 from impasto.runtime.backends.select import open_automatic, open_backend
 
 
+@pytest.fixture
+def exact_by_default():
+    """What ``auto`` stands for is looked at here."""
+
+
 def test_backends_are_opened_by_name_and_never_replaced():
     assert open_backend("onnxruntime").name == "onnxruntime"
     assert open_backend("torch").name == "torch"
