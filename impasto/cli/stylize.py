@@ -153,7 +153,10 @@ def stylize(
     if not quiet:
         for note in result.notes:
             say(f"note: {note}")
-        say(f"wrote {str(output)!r}, {width}×{height}, loss {result.loss['total']:.4g}, {result.seconds:.1f} s")
+        say(
+            f"wrote {str(output)!r}, {width}×{height}, loss {result.loss['total']:.4g}, {result.seconds:.1f} s "
+            f"by {result.backend} in {result.precision}"
+        )
     if json:
         emit_json(result.to_json(str(output)))
     if result.stop == "interrupted":

@@ -16,7 +16,7 @@ class Scripted:
     def __init__(self, length: int) -> None:
         self.length, self.sent, self.closed = length, [], False
 
-    def minimise(self, start, resume=None):
+    def minimise(self, start, resume=None):  # noqa: ARG002 - it has no state
         try:
             for k in range(self.length):
                 self.sent.append((yield Trial(np.full(start.size, k, dtype=np.float32), k)))
