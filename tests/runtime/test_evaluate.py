@@ -41,7 +41,7 @@ PRESET = Preset(
 
 @pytest.fixture(scope="module")
 def stylizer(shallow: Weights) -> Iterator[Stylizer]:
-    with Stylizer(PRESET, weights=shallow, cache=False) as stylizer:
+    with Stylizer(PRESET, weights=shallow, backend="onnxruntime", cache=False) as stylizer:
         yield stylizer
 
 
@@ -102,7 +102,7 @@ def test_the_style_picture_is_sized_as_the_preset_says(shallow: Weights, picture
     image, content, style = picture(9, 20, 30), picture(10, 20, 30), picture(11, 44, 60)
     losses = {}
     for fit in ("result", "rule"):
-        with Stylizer(replace(PRESET, style_fit=fit), weights=shallow, cache=False) as stylizer:  # type: ignore[arg-type]
+        with Stylizer(replace(PRESET, style_fit=fit), weights=shallow, backend="onnxruntime", cache=False) as stylizer:  # type: ignore[arg-type]
             for name, sizing in (("long", None), ("height", Sizing("height", 20)), ("short", Sizing("short", 40))):
                 losses[fit, name] = evaluate(stylizer, image, content, style, sizing=sizing).loss["style"]
     assert losses["result", "long"] == losses["result", "height"] == losses["result", "short"]
@@ -113,7 +113,7 @@ def test_the_style_picture_is_sized_as_the_preset_says(shallow: Weights, picture
 def test_plans_agree(shallow: Weights, picture: Pictures, stylizer: Stylizer) -> None:
     pictures = picture(12, 33, 18), picture(13, 20, 20), picture(14, 30, 21)
     fused = evaluate(stylizer, *pictures)
-    with Stylizer(PRESET, weights=shallow, cache=False, plan="sliced") as sliced:
+    with Stylizer(PRESET, weights=shallow, backend="onnxruntime", cache=False, plan="sliced") as sliced:
         found = evaluate(sliced, *pictures)
     assert found.plan == "sliced"
     assert found.terms == pytest.approx(fused.terms, rel=1e-5)
@@ -132,7 +132,7 @@ def test_the_filter_banks_total_is_that_of_a_painting_at_that_picture(
     preset = replace(FILTERBANK, stages=(), margin=0, solver=LBFGS(iterations=4, first_step=1 / 255))
     # Far from black and white, so that the painting, which is not clipped on the way, is not clipped at its end.
     content, style = (0.3 + 0.4 * picture(seed, *size) for seed, size in ((1, (40, 33)), (2, (44, 40))))
-    with Stylizer(preset, weights=bank, cache=False, plan=plan) as stylizer:  # type: ignore[arg-type]
+    with Stylizer(preset, weights=bank, backend="onnxruntime", cache=False, plan=plan) as stylizer:  # type: ignore[arg-type]
         result = stylizer.stylize(content, style, size=40)
         assert 0 < result.image.min() < result.image.max() < 1
         start, end = (evaluate(stylizer, image, content, style) for image in (content, result.image))
@@ -145,7 +145,7 @@ def test_the_filter_banks_total_is_that_of_a_painting_at_that_picture(
 def test_a_presets_margin_is_no_part_of_the_picture(stylizer: Stylizer, shallow: Weights, picture: Pictures) -> None:
     pictures = picture(3, 21, 34), picture(4, 50, 40), picture(5, 30, 30)
     plain = evaluate(stylizer, *pictures)
-    with Stylizer(replace(PRESET, margin=5), weights=shallow, cache=False) as wide:
+    with Stylizer(replace(PRESET, margin=5), weights=shallow, backend="onnxruntime", cache=False) as wide:
         found = evaluate(wide, *pictures)
     assert (found.size, found.terms) == (plain.size, plain.terms)
     np.testing.assert_array_equal(found.gradient, plain.gradient)
@@ -155,7 +155,7 @@ def test_levels_are_those_of_both_pictures_at_the_evaluations_size(bank: Weights
     preset = replace(FILTERBANK, smallest_grid=8)
     image, content = picture(3, 28, 60), picture(4, 20, 20)
     taps = {}
-    with Stylizer(preset, weights=bank, cache=False) as stylizer:
+    with Stylizer(preset, weights=bank, backend="onnxruntime", cache=False) as stylizer:
         for name, style in (
             ("wide", picture(5, 29, 58)),
             ("narrow", picture(5, 70, 17)),
@@ -184,7 +184,9 @@ def test_refusals(shallow: Weights, stylizer: Stylizer, picture: Pictures) -> No
     with pytest.raises(ImageError):
         evaluate(stylizer, b"no picture", large, large)
     with (
-        Stylizer(PRESET, weights=shallow, cache=False, limits=Limits(max_long_side=23)) as limited,
+        Stylizer(
+            PRESET, weights=shallow, backend="onnxruntime", cache=False, limits=Limits(max_long_side=23)
+        ) as limited,
         pytest.raises(LimitError, match="max_long_side"),
     ):
         evaluate(limited, large, small, small)
