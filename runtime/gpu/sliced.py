@@ -11,20 +11,19 @@ keep half precision in its range; kernels fold both out, so losses and the gradi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from impasto.export.fused import GRADIENT
 from impasto.export.objective import Objective, coefficients, style_target
 from impasto.export.slices import Slice, cotangent
 from impasto.models.layers import IMAGE
-from impasto.runtime.gpu.gradient_scale import GradientScale
-from impasto.runtime.gpu.memory import Memory, settle
+from impasto.runtime.gpu.memory import Memory
+from impasto.runtime.gpu.planned import PlannedEvaluator
 from impasto.runtime.gpu.protocol import Address, Device, DeviceGraph, TensorSpec
-from impasto.runtime.gpu.replay import replay
 from impasto.runtime.kernels.gram import Gram
 from impasto.runtime.kernels.gram_vjp import GramVjp
 from impasto.runtime.kernels.solver import SegmentSums, VectorKernels
@@ -41,63 +40,29 @@ class DeviceSlice:
     gradient: DeviceGraph
 
 
-CompileSlice = Callable[[Slice], DeviceSlice]
 _F32 = np.dtype(np.float32)
 
 
-class SlicedEvaluator:
-    """A `DeviceEvaluator`; memory is planned when it is made, and `load` takes one job's numbers after another.
-
-    ``scales`` maps taps to s where that is not 1. Jobs must be of the structure and the shape of ``problem``.
-    """
+class SlicedEvaluator(PlannedEvaluator):
+    """The evaluator of compiled slices; ``scales`` maps taps to s where that is not 1."""
 
     def __init__(
         self, device: Device, problem: Problem, slices: Sequence[DeviceSlice], scales: Mapping[str, float]
     ) -> None:
-        self.device = device
-        self.shape = problem.shape
-        self.size = 3 * math.prod(problem.shape)
-        self.terms = problem.objective.terms
         self._slices = slices
-        self._memory = Memory(device)
         self._tensors = _all_tensors(slices)
-        half = any(spec.dtype.itemsize == 2 for spec in self._tensors.values())
-        self._gradient_scale = GradientScale() if half else None
-        self._replay: Callable[[], None] | None = None
-        self._owned = ExitStack()
-        self._owned.callback(self._memory.close)
-        for piece in slices:
-            self._owned.callback(piece.forward.close)
-            self._owned.callback(piece.gradient.close)
-        self._owned.callback(settle, device)
+        half = any(spec.dtype == np.float16 for spec in self._tensors.values())
+        graphs = [graph for piece in slices for graph in (piece.forward, piece.gradient)]
+        super().__init__(device, problem, graphs, half=half)
         try:
             self._plan(problem, scales)
         except BaseException:
-            self._owned.close()
+            self.close()
             raise
-
-    @property
-    def nbytes(self) -> int:
-        """Device memory that the plan holds beside its compiled graphs."""
-        return self._memory.nbytes
-
-    @property
-    def image(self) -> Address:
-        """Where the iterate is read, float32 (1, 3, H, W)."""
-        return self._memory[IMAGE]
-
-    @property
-    def gradient(self) -> Address:
-        """Where the gradient is written, float32 (1, 3, H, W)."""
-        return self._memory["gradient"]
-
-    @property
-    def losses(self) -> Address:
-        """Where the weighted terms are written, float64."""
-        return self._memory["losses"]
 
     def load(self, problem: Problem) -> None:
         """Take the targets and weights of a job."""
+        super().load(problem)
         objective, targets = problem.objective, problem.targets
         positions = {tap: problem.positions(tap) for tap in objective.style}
         self._weights = coefficients(objective, targets, positions, problem.shape)
@@ -112,32 +77,7 @@ class SlicedEvaluator:
             self._memory.upload(f"style.{tap}", style_target(objective, targets, tap, count))
             if objective.statistic(tap) == "covariance":
                 self._memory.upload(f"style.{tap}.mean", targets.means[tap])
-        if self._gradient_scale is not None:
-            self._gradient_scale.restart()
-        self._replay = None
-
-    def enqueue(self) -> None:
-        """Enqueue one evaluation."""
-        scale = self._gradient_scale
-        if scale is not None and not scale.known:
-            scale.find(lambda: self._largest(scale.value))
-        if self._replay is not None:
-            self._replay()
-            return
-        # The first run loads what a capture must not load.
-        self._evaluate()
-        graphs = (graph for piece in self._slices for graph in (piece.forward, piece.gradient))
-        self._replay = replay(self.device, self._evaluate, graphs)
-
-    def observed(self, largest: float) -> None:
-        """Take note of the largest element of the last gradient; not finite where the evaluation failed."""
-        if self._gradient_scale is not None and self._gradient_scale.follow(largest * self._gradient_scale.value):
-            self._replay = None
-
-    def close(self) -> None:
-        """Free memory and graphs."""
-        self._replay = None
-        self._owned.close()
+        self._replay = None  # weights are arguments of captured launches
 
     def _plan(self, problem: Problem, scales: Mapping[str, float]) -> None:
         memory, objective = self._memory, problem.objective
@@ -145,7 +85,7 @@ class SlicedEvaluator:
             for name, spec in {**piece.forward.inputs, **piece.forward.outputs}.items():
                 if name not in memory:
                     memory.tensor(name, spec)
-        memory.reserve("gradient", 4 * self.size)
+        memory.reserve(GRADIENT, 4 * self.size)
         memory.reserve("losses", 8 * len(self.terms))
         self._vectors = VectorKernels(self.device)
         self._extra = self._bind()
@@ -170,7 +110,7 @@ class SlicedEvaluator:
     def _bind(self) -> dict[str, list[str]]:
         """Give every graph its addresses; return, by tensor, the buffers of cotangents beyond the first."""
         memory = self._memory
-        scratch = max(graph.scratch_bytes for piece in self._slices for graph in (piece.forward, piece.gradient))
+        scratch = max(graph.scratch_bytes for graph in self._graphs)
         memory.reserve("scratch", scratch)
         extra: dict[str, list[str]] = {}
         for piece in reversed(self._slices):
@@ -229,11 +169,8 @@ class SlicedEvaluator:
     def _cotangent_scale(self) -> float:
         return 1.0 if self._gradient_scale is None else self._gradient_scale.value
 
-    def _largest(self, scale: float) -> float:
-        """Evaluate and return the largest element of the gradient as it was computed, times ``scale``."""
-        self._evaluate()
-        gradient = self.device.download(self.gradient, TensorSpec(_F32, (self.size,)))
-        return float(np.abs(gradient).max()) * scale
+    def _rescaled(self, scale: float) -> None:  # noqa: ARG002 - launches are given it anew
+        self._replay = None
 
 
 class _TapKernels:
