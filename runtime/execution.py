@@ -20,6 +20,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 
 from impasto.export.graph import Graph, attributes
@@ -70,7 +71,7 @@ class _Lowering:
         self._folded = set(graph.constants)
         self._readers = Counter(name for node in graph.nodes for name in node.input)
         self._readers.update(graph.outputs)
-        self._sources = {node.output[0]: node.input[0] for node in graph.nodes if node.input}
+        self._makers = {node.output[0]: node for node in graph.nodes}
         self._found: dict[str, Operation] = {}
         self._blocked: dict[str, str] = {}
         self._plain: dict[str, str] = {}
@@ -135,18 +136,23 @@ class _Lowering:
         return channels if isinstance(channels, int) else 0
 
     def _size(self, name: str) -> tuple[int, tuple[object, ...]]:
-        dtype, shape = self._types.get(name, (None, ()))
-        sides = [side for side in shape if isinstance(side, int)]
-        if dtype is None or len(sides) < len(shape):
-            # What inference cannot tell is, in our graphs, a gradient: shaped as what it is the gradient's of.
-            return self._size(self._sources[name])
-        return dtype.itemsize * math.prod(sides), shape
+        dtype, shape = self._types.get(name, (None, (None,)))
+        if dtype is not None and all(isinstance(side, int) for side in shape[1:]):
+            # The only batch there is has one picture.
+            sides = [side if isinstance(side, int) else 1 for side in shape]
+            return dtype.itemsize * math.prod(sides), tuple(sides)
+        # Inference cannot tell the shape of an enlarged gradient, nor that of one that was never reduced.
+        node = self._makers[name]
+        size, _ = self._size(node.input[0])
+        if node.op_type == "Resize":
+            size = round(size * float(np.prod(self._graph.constants[node.input[2]])))
+        return size, (name,)
 
     def _workspace(self, node: onnx.NodeProto) -> int:
         """Return what a transposed convolution needs: every product of its kernel, before they are added up."""
         if node.op_type != "ConvTranspose":
             return 0
-        kernel = attributes(node)["kernel_shape"]
+        kernel: list[int] = attributes(node)["kernel_shape"]
         positions = self._size(node.input[0])[0] // self._channels(node.input[0])
         return self._channels(node.output[0]) * math.prod(kernel) * positions
 
@@ -221,9 +227,7 @@ def _places(
     return places, sizes
 
 
-def _taken_over(
-    operation: Operation, places: dict[str, str], sizes: dict[str, int], left: Counter[str]
-) -> str | None:
+def _taken_over(operation: Operation, places: dict[str, str], sizes: dict[str, int], left: Counter[str]) -> str | None:
     """Return the place of the input that an operation writes over, or that it only gives another name."""
     known = [places[name] for name in operation.inputs if name in places]
     if operation.op in _ALIASES:

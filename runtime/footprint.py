@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
+
 from impasto.export.forward import forward_graph
 from impasto.export.fused import fused_graph
 from impasto.export.graph import Graph
@@ -19,15 +21,23 @@ from impasto.export.objective import Objective
 from impasto.export.precision import Precision
 from impasto.export.slices import slice_graph
 from impasto.export.statistics import statistics_graph
+from impasto.export.windowed import gradient_window, statistics_window, values_window, window_network
+from impasto.export.windows import Piece
 from impasto.models.conventions import pixel_space
 from impasto.models.layers import Conv, Filters, Pool, Relu
 from impasto.models.weights import Weights
 from impasto.runtime.backends.protocol import Backend, Plan
 from impasto.runtime.execution import held_bytes
-from impasto.runtime.plans.tiling import array_bytes, kept_content, tile
+from impasto.runtime.plans.memory import weight_bytes
+from impasto.runtime.plans.tiling import Tiling, array_bytes, kept_content, tile
 
 TILED_MEMORY = 1 << 30
 """What the plan ``tiled`` takes for windows and arrays where nothing is said: `GraphBackend.memory_limit`."""
+
+
+_MEASURING = 0.25
+"""Of the plan ``tiled``'s memory, what a session takes that measures: its windows would fill half with their estimate,
+which is twice what they need."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,8 @@ class Runtime:
     ``base``: bytes that it takes whatever it runs (threads, kernels, what its allocator does not give back).
     ``weights``: how many times the weights of the fused graph it holds, packed, turned over, and as read, by
     precision. ``painting`` and ``measuring``: how much of the tensors alive it holds, in graphs that are run again and
-    again, and once. ``plain``: it frees what is dead (see `held_bytes`).
+    again, and once; ``sliced``: in those of the plan ``sliced``, each of which holds its inputs and outputs apart.
+    ``plain``: it frees what is dead (see `held_bytes`).
     """
 
     base: int
@@ -45,12 +56,13 @@ class Runtime:
     painting: float
     measuring: float
     plain: bool
+    sliced: float
 
 
 _RUNTIMES = {
-    "onnxruntime": Runtime(50_000_000, {"fp32": 4.0}, 1.06, 1.0, plain=False),
-    "openvino": Runtime(110_000_000, {"fp32": 7.0, "bf16": 4.0, "fp16": 4.0}, 1.15, 1.9, plain=True),
-    "torch": Runtime(120_000_000, {"fp32": 1.0, "fp64": 2.0}, 1.0, 1.0, plain=True),
+    "onnxruntime": Runtime(80_000_000, {"fp32": 4.0}, 1.06, 1.0, plain=False, sliced=1.06),
+    "openvino": Runtime(110_000_000, {"fp32": 6.0, "bf16": 4.0, "fp16": 4.0}, 1.15, 1.4, plain=True, sliced=2.75),
+    "torch": Runtime(120_000_000, {"fp32": 1.0, "fp64": 2.0}, 1.0, 1.0, plain=True, sliced=1.0),
 }
 
 
@@ -94,6 +106,7 @@ def footprint(
     runtime = _RUNTIMES[backend.name]
     precision = cast("Precision", "fp32" if backend.precision in ("tf32", "fp64") else backend.precision)
     scale = 2 if backend.precision == "fp64" else 1
+    plain = runtime.plain
     if plan == "tiled":
         return _tiled(runtime, weights, objective, shape, precision, memory or TILED_MEMORY)
     net = weights.backbone
@@ -105,14 +118,14 @@ def footprint(
         session = scale * _saved(weights, objective, shape)
         measuring = _measured_by_torch(weights, objective, largest) * scale
     else:
-        graphs = [fused_graph(objective, weights, shape, precision)] if plan == "fused" else []
-        if plan == "sliced":
-            graphs = _slices(weights, objective, shape)
-        session = sum(held_bytes(graph, plain=runtime.plain) for graph in graphs)
-        session = int(runtime.painting * session) + (_between(weights, objective, shape) if plan == "sliced" else 0)
+        if plan == "fused":
+            session = int(runtime.painting * held_bytes(fused_graph(objective, weights, shape, precision), plain=plain))
+        else:
+            held = sum(held_bytes(graph, plain=plain) for graph in _slices(weights, objective, shape))
+            session = int(runtime.sliced * held) + _between(weights, objective, shape)
         held = held_bytes(_statistics(weights, objective, largest), plain=True)
         # Outputs are copied from what measured them.
-        measuring = int(runtime.measuring * held) + (content if runtime.plain else 0)
+        measuring = int(runtime.measuring * held) + (content if plain else 0)
     return Footprint(int(packed), content + grams, session, measuring)
 
 
@@ -128,11 +141,52 @@ def _tiled(
     arrays = array_bytes(weights, objective, shape)
     in_memory = arrays if arrays <= memory // 2 else 0
     tiling = tile(weights, objective, shape, memory - in_memory, precision)
+    graphs = _window_graphs(weights, objective, shape, tiling, precision)
+    held = sum(held_bytes(graph, plain=runtime.plain) for graph in graphs)
+    copies = runtime.weights[precision] * sum(weight_bytes(graph) for graph in graphs) / 2
     kept = sum(_bytes(weights, tap, shape) for tap in kept_content(weights, objective, shape))
     grams = 4 * sum(weights.backbone.channels(tap) ** 2 for tap in objective.style)
-    targets = grams + (kept if in_memory else 0)
-    session = tiling.window_bytes + in_memory
-    return Footprint(runtime.base, targets, session, memory // 2, tiling.count, tiling.overhead)
+    return Footprint(
+        int(runtime.base + copies),
+        grams + (kept if in_memory else 0),
+        int(runtime.painting * held) + in_memory,
+        int(_MEASURING * memory),
+        tiling.count,
+        tiling.overhead,
+    )
+
+
+def _window_graphs(
+    weights: Weights, objective: Objective, shape: tuple[int, int], tiling: Tiling, precision: Precision
+) -> list[Graph]:
+    """Return the graphs that `TiledPlan.compile` compiles, for the windows with the largest interiors."""
+    network = window_network(weights, objective, [each.piece for each in tiling.layouts], precision)
+    style = {tap: objective.statistic(tap) for tap in objective.style}
+    again = objective.content.keys() - kept_content(weights, objective, shape)
+    graphs = []
+    for each in tiling.layouts:
+        piece, window = each.piece, each.window
+        made = [gradient_window(network, piece, window, objective)]
+        if piece.levels or not style.keys().isdisjoint(piece.taps):
+            made.append(statistics_window(network, piece, window, style))
+        if not again.isdisjoint(piece.taps):
+            made.append(values_window(network, piece, window, again))
+        graphs += [_with_whole_interiors(graph, piece, window) for graph in made]
+    return graphs
+
+
+def _with_whole_interiors(graph: Graph, piece: Piece, window: tuple[int, int]) -> Graph:
+    """Return a window's graph with the largest interiors there can be, by which all shapes are known."""
+    fixed = graph.copy(graph.name)
+    for tap in piece.taps:
+        grid = [side // piece.reach[tap].stride for side in window]
+        for bound, value in {"begin": np.zeros(2, np.int64), "end": np.asarray(grid)}.items():
+            if fixed.inputs.pop(f"{tap}.{bound}", None):
+                fixed.constants[f"{tap}.{bound}"] = value
+        if f"content.{tap}" in fixed.inputs:
+            dtype, sides = fixed.inputs[f"content.{tap}"]
+            fixed.inputs[f"content.{tap}"] = (dtype, (*sides[:2], *grid))
+    return fixed
 
 
 def _bytes(weights: Weights, tap: str, shape: tuple[int, int]) -> int:
@@ -190,7 +244,9 @@ def _saved(weights: Weights, objective: Objective, shape: tuple[int, int]) -> in
             case _:
                 held[layer.name] = 1.0
     layers = sum(share * _bytes(weights, name, shape) for name, share in held.items())
-    terms = sum(_bytes(weights, tap, shape) for tap in (*objective.style, *objective.content, *objective.content))
+    centred = [tap for tap in objective.style if objective.statistic(tap) == "covariance"]
+    read_twice = (*objective.style, *centred, *objective.content, *objective.content)
+    terms = sum(_bytes(weights, tap, shape) for tap in read_twice)
     widest = max(_bytes(weights, tap, shape) for tap in held)
     return int(layers + terms + widest)
 

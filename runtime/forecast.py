@@ -11,7 +11,7 @@ from impasto.models.layers import Filters
 from impasto.runtime.backends.protocol import Backend, Plan
 from impasto.runtime.footprint import Footprint, footprint
 from impasto.runtime.painting import Job
-from impasto.runtime.presets import AnySolver, Stage
+from impasto.runtime.presets import AnySolver
 from impasto.runtime.solvers import LBFGS, LBFGSB, SGD, Adam, TorchLBFGS
 
 _LINE_SEARCH = 1.05
@@ -103,7 +103,9 @@ def forecast(job: Job, backend: Backend, memory: int | None = None) -> Forecast:
         margin = 2 * job.margin(stage)
         shape = (height + margin, width + margin)
         found = footprint(backend, job.weights, job.objective(stage), shape, style[::-1], job.plan, memory)
-        solver = job.preset.solver if stage is None else replace(job.preset.solver, iterations=stage.iterations)
+        solver = job.preset.solver
+        if stage is not None and isinstance(solver, LBFGS | Adam | SGD):
+            solver = replace(solver, iterations=stage.iterations)
         stages.append(_stage(job, found, (width, height), shape, style, solver, earlier))
         # The backend keeps its last sessions (`GraphBackend`): beside the one that measures, those of the size before.
         kept = backend.name != "torch" and not _calibrates(job)
@@ -183,14 +185,3 @@ def evaluations(solver: AnySolver, budget: int | None) -> int:
 
 def _calibrates(job: Job) -> bool:
     return any(isinstance(layer, Filters) for layer in job.weights.backbone.needed(job.preset.objective.taps))
-
-
-def with_stage_of(job: Job, long_side: int) -> Job:
-    """Return the job for a result whose long side is that, in the shape that it would have had."""
-    edge = job.sizing.edge
-    width, height = job.size
-    reference = {"long": max(width, height), "short": min(width, height), "height": height, "stretch": width}[edge]
-    pixels = max(1, long_side * reference // max(width, height))
-    return replace(job, sizing=replace(job.sizing, pixels=pixels))
-
-

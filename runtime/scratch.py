@@ -54,3 +54,15 @@ def release(*arrays: FloatArray) -> None:
             owner = None if kept else owner.base
         if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
             owner.madvise(mmap.MADV_DONTNEED)
+
+
+def clear(array: FloatArray) -> None:
+    """Set an array, (1, C, H, W), to zero, a few rows at a time: no more of a mapped one is in memory at once."""
+    rows = max(1, _STRIPE // (array.shape[1] * array.shape[3]))
+    for top in range(0, array.shape[2], rows):
+        array[:, :, top : top + rows] = 0
+        release(array)
+
+
+_STRIPE = 1 << 22
+"""Elements that are cleared at a time."""

@@ -16,15 +16,18 @@ from impasto.models.locate import find_weights
 from impasto.models.taps import resolve_tap
 from impasto.models.weights import Weights
 from impasto.optimize.cache import EngineCache
+from impasto.runtime.backends.graphs import GraphBackend
 from impasto.runtime.backends.protocol import PLANS, Plan
 from impasto.runtime.backends.select import open_automatic, open_backend
 from impasto.runtime.checkpoint import Checkpoint
 from impasto.runtime.default import choose
+from impasto.runtime.fitting import fit
 from impasto.runtime.images import Sizing
 from impasto.runtime.limits import Limits
 from impasto.runtime.loop import Step
 from impasto.runtime.painting import Job, Painting
 from impasto.runtime.presets import INITS, Preset
+from impasto.runtime.prospect import Prospect, foresee
 from impasto.runtime.read_image import Source, read_image
 from impasto.runtime.result import Result
 
@@ -75,6 +78,7 @@ class Stylizer:
         else:
             self.backend = open_backend(backend, engines, threads, precision, engine_options)
         self.plan: Plan = plan or self.backend.plan
+        self._may_tile = plan is None
         self.weights = weights if isinstance(weights, Weights) else find_weights(weights or asked.weights)
         self.preset = asked.for_weights(self.weights)
         reached = self.weights.taps
@@ -139,6 +143,9 @@ class Stylizer:
         start from. ``seed`` draws the noise. ``checkpoint`` is where the painting's state is kept, and whether to go on
         from there.
 
+        A job that does not fit into the memory that the limits leave is tiled, unless a plan was named, and its L-BFGS
+        keeps fewer pairs; the result's notes say so.
+
         Raises `ImageError` for pictures that cannot be read or are too small, `LimitError` for a job beyond the
         limits, `DivergenceError` when the loss stops being finite and shorter steps do not help; and for a checkpoint
         as `Painting` does.
@@ -171,6 +178,45 @@ class Stylizer:
 
         Paintings of one stylizer must be run one after the other.
         """
+        job = self.job(content, style, size=size, iterations=iterations, init=init, seed=seed)
+        limit = self._memory(job)
+        found = fit(job, self.backend, limit, may_tile=self._may_tile)
+        if found.tile_memory is not None and isinstance(self.backend, GraphBackend):
+            self.backend.memory_limit = found.tile_memory
+        job = replace(found.job, notes=(*found.job.notes, *found.notes))
+        return Painting(job, self.backend, checkpoint)
+
+    def foresee(
+        self,
+        content: Source,
+        style: Source,
+        *,
+        size: int | None = None,
+        iterations: int | None = None,
+        init: Source | str | None = None,
+        timed: bool = True,
+    ) -> Prospect:
+        """Return what a job would take, whether that fits into the memory that is allowed, and what would.
+
+        Nothing is painted. With ``timed`` an evaluation is timed at a small size, unless that was done before. Raises
+        as `begin` does, but for memory.
+        """
+        job = self.job(content, style, size=size, iterations=iterations, init=init)
+        limit = self._memory(job)
+        with self.exclusive():
+            return foresee(job, self.backend, limit, may_tile=self._may_tile, timed=timed)
+
+    def job(
+        self,
+        content: Source,
+        style: Source,
+        *,
+        size: int | None = None,
+        iterations: int | None = None,
+        init: Source | str | None = None,
+        seed: int = 0,
+    ) -> Job:
+        """Return the job that `begin` would paint if memory did not matter, its pictures read; raises as `begin`."""
         if size is not None and size < 1:
             raise UsageError(f"size is {size}: give at least 1 pixel")
         if not 0 <= seed < 2**32:
@@ -190,7 +236,12 @@ class Stylizer:
         self.limits.check_long_side(*job.size)
         self.limits.check_iterations(preset.total_iterations())
         self.limits.check_evaluations(preset.evaluations or preset.total_iterations())
-        return Painting(_with_init(job, init, self.limits), self.backend, checkpoint)
+        return _with_init(job, init, self.limits)
+
+    def _memory(self, job: Job) -> int | None:
+        """Return the memory that the job may take in bytes, which counts what it holds already."""
+        tensors = sum(tensor.nbytes for tensor in self.weights.tensors.values())
+        return self.limits.memory_bytes(tensors + job.content.rgb.nbytes + job.style.rgb.nbytes)
 
     def _exclusively(self, painting: Painting) -> Iterator[Step]:
         with self.exclusive():

@@ -29,7 +29,7 @@ from impasto.runtime.plans.session import Compile
 from impasto.runtime.plans.tiling import Tiling
 from impasto.runtime.plans.windows import Totals, WindowSession, allocate_levels, cut, forward
 from impasto.runtime.problem import FloatArray, Losses, Problem
-from impasto.runtime.scratch import Allocate, in_memory, release
+from impasto.runtime.scratch import Allocate, clear, in_memory, release
 
 _STRIPE = 1 << 20
 """Pixels of which the total variation is taken at a time."""
@@ -148,7 +148,7 @@ class TiledPlan:
             piece = session.layout.piece
             source = image if piece.source == IMAGE else self._levels[piece.source]
             gradient = self._gradients[piece.source]
-            gradient.fill(0)
+            clear(gradient)
             for band in session.layout.bands():
                 for window in band:
                     inputs = {**given, piece.source: cut(source, window), **self._content(session, window)}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from impasto.errors import StorageError
-from impasto.runtime.scratch import in_memory, mapped, release
+from impasto.runtime.scratch import clear, in_memory, mapped, release
 
 
 @pytest.mark.parametrize("allocate", [in_memory, mapped])
@@ -57,6 +57,16 @@ def test_a_private_map_is_left_alone(tmp_path):
     private[:] = 7
     release(private, private[3:])
     assert (private == 7).all()
+
+
+@pytest.mark.parametrize("allocate", [in_memory, mapped])
+@pytest.mark.parametrize("stripe", [1, 100, 10**6])
+def test_an_array_is_cleared_to_its_last_row(allocate, stripe, monkeypatch):
+    monkeypatch.setattr("impasto.runtime.scratch._STRIPE", stripe)
+    array = allocate((1, 3, 23, 7))
+    array[:] = 5
+    clear(array)
+    assert not array.any()
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="room cannot be taken ahead here")
