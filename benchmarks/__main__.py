@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import backends, bank, convergence, evaluation, quality, scaling, solver_cost, startup
+from benchmarks import backends, bank, convergence, evaluation, memory, quality, scaling, solver_cost, startup
 from benchmarks.machine import Machine, this_machine
 from benchmarks.report import Section, document
 from benchmarks.task import ROOT
@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, Callable[[Machine, bool], Section]] = {
     "bank": bank.section,
     "quality": quality.section,
     "scaling": scaling.section,
+    "memory": memory.section,
     "convergence": convergence.section,
     "startup": startup.section,
     "solvers": solver_cost.section,

@@ -57,7 +57,7 @@ def identity(job: Job, backend: Backend, versions: Mapping[str, str]) -> dict[st
         "precision": backend.precision,
         "plan": job.plan,
         # By it the plan tiled chooses its windows, and with them the order of sums.
-        "memory_limit": getattr(backend, "memory_limit", None) if job.plan == "tiled" else None,
+        "tile_memory": job.tile_memory if job.plan == "tiled" else None,
         "threads": job.threads or available_cpus(),
         "versions": dict(versions),
         "cpu": dict(cpu()),

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from impasto.errors import LimitError, UnknownNameError, UsageError
+from impasto.runtime.memory import free_memory
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class Limits:
     """The largest job that is accepted; ``None`` lifts a limit.
 
     Each ``check_…`` method raises `LimitError` when a value is above its limit, and accepts one that equals it.
-    Raises `UsageError` when made with anything but positive whole numbers and ``None``.
+    Raises `UsageError` when made with anything but positive whole numbers and ``None``; ``memory`` can be a share, too.
     """
 
     max_file_bytes: int | None = 256 * 2**20
@@ -33,8 +34,16 @@ class Limits:
     max_evaluations: int | None = 50_000
     """Evaluations of the objective and its gradient, over all scales: a line search makes several an iteration."""
 
+    memory: int | float | None = 0.8
+    """Memory of a job, beyond what the interpreter takes once everything is imported: in bytes, or as a share above 0
+    and up to 1, a float, of what machine and container have free when the job begins. See `memory_bytes`."""
+
     def __post_init__(self) -> None:
         for field, value in asdict(self).items():
+            if field == "memory" and isinstance(value, float):
+                if not 0 < value <= 1:
+                    raise UsageError(f"limit memory is {value!r}: give bytes as a whole number, or a share up to 1.0")
+                continue
             # bool is an int to isinstance, and True would silently become a limit of 1.
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise UsageError(f"limit {field} is {value!r}: give a positive whole number, or None for no limit")
@@ -59,7 +68,18 @@ class Limits:
         """Check the number of evaluations that a job asks for."""
         self._check("max_evaluations", evaluations, f"a job of {evaluations} evaluations is too long")
 
-    def to_json(self) -> dict[str, int | None]:
+    def memory_bytes(self, held: int = 0) -> int | None:
+        """Return the memory that a job may take, in bytes, None for any.
+
+        A share is of what is free now and what the job holds already, ``held`` bytes. Where the system does not tell
+        what is free, it is no limit.
+        """
+        if not isinstance(self.memory, float):
+            return self.memory
+        free = free_memory().bytes
+        return None if free is None else int(self.memory * (free + held))
+
+    def to_json(self) -> dict[str, int | float | None]:
         """Return the limits as a dict that ``json`` can write."""
         return asdict(self)
 

@@ -39,7 +39,9 @@ class Job:
 
     ``preset`` is already that of the weights (`Preset.for_weights`); ``sizing`` the rule for the result's size;
     ``start`` a picture to start from instead of what the preset's ``init`` says; ``seed`` draws the noise. A ``plan``
-    of None is the backend's choice for each stage. ``threads`` are the backend's, None for all that are available.
+    of None is the backend's choice for each stage. ``tile_memory`` is what the plan ``tiled`` may take in bytes beside
+    the pictures and the solver's vectors, None for what it takes by itself. ``threads`` are the backend's, None for
+    all that are available.
     """
 
     content: Picture
@@ -50,6 +52,7 @@ class Job:
     sizing: Sizing
     start: Picture | None = None
     seed: int = 0
+    tile_memory: int | None = None
     threads: int | None = None
     notes: tuple[str, ...] = ()
 
@@ -211,11 +214,12 @@ class Painting:
         check_size(job.weights, objective.taps, (size[1], size[0]))
         style = resize(job.style.rgb, style_size)
         content = surrounded(resize(job.content.rgb, size), job.margin(stage))
-        targets = measure_targets(self._backend, job.weights, objective, content, style, job.plan or "fused")
+        by = job.plan or "fused"
+        targets = measure_targets(self._backend, job.weights, objective, content, style, by, job.tile_memory)
         unit = _unit(objective, preset.solver)
         problem = Problem(objective.scaled(1 / unit), job.weights, targets, (content.shape[0], content.shape[1]))
         plan = job.plan or self._backend.plan_for(problem)
-        evaluator = self._backend.prepare(problem, plan)
+        evaluator = self._backend.prepare(problem, plan, job.tile_memory)
         self._plan = plan
         best: AnyBest
         if saved is not None:

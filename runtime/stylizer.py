@@ -20,11 +20,13 @@ from impasto.runtime.backends.protocol import PLANS, Plan
 from impasto.runtime.backends.select import open_automatic, open_backend
 from impasto.runtime.checkpoint import Checkpoint
 from impasto.runtime.default import choose
+from impasto.runtime.fitting import fit
 from impasto.runtime.images import Sizing
 from impasto.runtime.limits import Limits
 from impasto.runtime.loop import Step
 from impasto.runtime.painting import Job, Painting
 from impasto.runtime.presets import INITS, Preset
+from impasto.runtime.prospect import Prospect, foresee
 from impasto.runtime.read_image import Source, read_image
 from impasto.runtime.result import Result
 
@@ -143,6 +145,9 @@ class Stylizer:
         start from. ``seed`` draws the noise. ``checkpoint`` is where the painting's state is kept, and whether to go on
         from there.
 
+        A job that does not fit into the memory that the limits leave is tiled, unless a plan was named, and its L-BFGS
+        keeps fewer pairs; the result's notes say so.
+
         Raises `ImageError` for pictures that cannot be read or are too small, `LimitError` for a job beyond the
         limits, `DivergenceError` when the loss stops being finite and shorter steps do not help; and for a checkpoint
         as `Painting` does.
@@ -160,11 +165,11 @@ class Stylizer:
         """
         ramp = np.linspace(0, 1, height * width * 3, dtype=np.float32).reshape(height, width, 3)
         stages = max(1, len(self.preset.stages))
-        plans = self.backend.plans if self.plan is None else (self.plan,)
-        for plan in plans:
-            iterations = stages if len(plans) == 1 else _TIMED * stages
-            painting = self._begin(ramp, ramp[::-1], plan, size=max(width, height), iterations=iterations)
-            for _ in self._exclusively(painting):
+        compared = self.backend.plans if self.plan is None and len(self.backend.plans) > 1 else ()
+        iterations = _TIMED * stages if compared else stages
+        job = self.job(ramp, ramp[::-1], size=max(width, height), iterations=iterations)
+        for plan in compared or (self.plan,):
+            for _ in self._exclusively(self._painting(replace(job, plan=plan))):
                 pass
 
     def begin(
@@ -182,22 +187,39 @@ class Stylizer:
 
         Paintings of one stylizer must be run one after the other.
         """
-        return self._begin(
-            content, style, self.plan, size=size, iterations=iterations, init=init, seed=seed, checkpoint=checkpoint
-        )
+        job = self.job(content, style, size=size, iterations=iterations, init=init, seed=seed)
+        return self._painting(job, checkpoint)
 
-    def _begin(
+    def foresee(
         self,
         content: Source,
         style: Source,
-        plan: Plan | None,
+        *,
+        size: int | None = None,
+        iterations: int | None = None,
+        init: Source | str | None = None,
+        timed: bool = True,
+    ) -> Prospect:
+        """Return what a job would take, whether that fits into the memory that is allowed, and what would.
+
+        Nothing is painted. With ``timed`` an evaluation is timed at a small size, unless that was done before. Raises
+        as `begin` does, but for memory.
+        """
+        job = self.job(content, style, size=size, iterations=iterations, init=init)
+        with self.exclusive():
+            return foresee(job, self.backend, self._memory(job), timed=timed)
+
+    def job(
+        self,
+        content: Source,
+        style: Source,
         *,
         size: int | None = None,
         iterations: int | None = None,
         init: Source | str | None = None,
         seed: int = 0,
-        checkpoint: Checkpoint | None = None,
-    ) -> Painting:
+    ) -> Job:
+        """Return the job that `begin` would paint if memory did not matter, its pictures read; raises as `begin`."""
         if size is not None and size < 1:
             raise UsageError(f"size is {size}: give at least 1 pixel")
         if not 0 <= seed < 2**32:
@@ -208,7 +230,7 @@ class Stylizer:
             style=read_image(style, self.limits),
             preset=preset,
             weights=self.weights,
-            plan=plan,
+            plan=self.plan,
             sizing=preset.sizing if size is None else _sized(preset.sizing, size),
             seed=seed,
             threads=self._threads,
@@ -217,7 +239,16 @@ class Stylizer:
         self.limits.check_long_side(*job.size)
         self.limits.check_iterations(preset.total_iterations())
         self.limits.check_evaluations(preset.evaluations or preset.total_iterations())
-        return Painting(_with_init(job, init, self.limits), self.backend, checkpoint)
+        return _with_init(job, init, self.limits)
+
+    def _painting(self, job: Job, checkpoint: Checkpoint | None = None) -> Painting:
+        found = fit(job, self.backend, self._memory(job))
+        return Painting(replace(found.job, notes=(*job.notes, *found.notes)), self.backend, checkpoint)
+
+    def _memory(self, job: Job) -> int | None:
+        """Return the memory that the job may take in bytes, which counts what it holds already."""
+        tensors = sum(tensor.nbytes for tensor in self.weights.tensors.values())
+        return self.limits.memory_bytes(tensors + job.content.rgb.nbytes + job.style.rgb.nbytes)
 
     def _exclusively(self, painting: Painting) -> Iterator[Step]:
         with self.exclusive():

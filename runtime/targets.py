@@ -21,10 +21,12 @@ def measure_targets(
     content: FloatArray,
     style: FloatArray,
     plan: Plan = "fused",
+    memory: int | None = None,
 ) -> Targets:
     """Measure both pictures, each (H, W, 3) float32 RGB in 0–1; the content picture has the result's size.
 
-    Those of the plan ``tiled`` serve no other one: large content targets are not kept.
+    Those of the plan ``tiled`` serve no other one: large content targets are not kept. ``memory`` is that plan's, as
+    for `Backend.measure_tiled`.
 
     Raises `ImageError` for a picture that is too small for one of its taps.
     """
@@ -36,7 +38,7 @@ def measure_targets(
     check_size(weights, objective.taps if filtered else style_taps, style.shape[:2])
     style_image = encoded(objective, style)
     if plan == "tiled":
-        return backend.measure_tiled(weights, objective, encoded(objective, content), style_image)
+        return backend.measure_tiled(weights, objective, encoded(objective, content), style_image, memory)
     calibration = backend.calibrate(weights, objective, style_image)
     activations: Mapping[str, FloatArray] = {}
     statistics = Measured({}, {}, {})

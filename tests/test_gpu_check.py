@@ -410,8 +410,8 @@ def test_parity_is_judged(found: Error, wrong: list[str]) -> None:
 class Off(OnnxRuntimeBackend):
     """Whose gradient is a ten-thousandth too long."""
 
-    def prepare(self, problem, plan):
-        evaluator = super().prepare(problem, plan)
+    def prepare(self, problem, plan, memory=None):
+        evaluator = super().prepare(problem, plan, memory)
 
         def evaluate(image):
             losses = evaluator.evaluate(image)

@@ -18,6 +18,7 @@ from impasto.cli.doctor import doctor
 from impasto.cli.engines import app as engines_app
 from impasto.cli.evaluate import evaluate
 from impasto.cli.export import export, verify
+from impasto.cli.plan import plan
 from impasto.cli.presets import app as presets_app
 from impasto.cli.stylize import stylize
 from impasto.cli.weights import app as weights_app
@@ -34,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(stylize)
+app.command()(plan)
 app.command()(evaluate)
 app.command()(export)
 app.command()(verify)

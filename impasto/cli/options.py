@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -41,6 +42,23 @@ def _limit_option(name: str, help: str) -> typer.models.OptionInfo:
         name, parser=_limit, metavar="N|none", help=help, rich_help_panel=_LIMITS, show_default=False
     )
     return option
+
+
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def _memory(text: str) -> float:
+    """Parse a limit of memory: bytes with an optional unit, a share in percent, 0 for none."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:(%)|([kMGT]?)B?)", text)
+    if text == "none" or (match and float(match[1]) == 0):
+        return 0
+    if match and match[2] and float(match[1]) <= 100:
+        return float(match[1]) / 100
+    if match and not match[2]:
+        return max(1, int(float(match[1]) * _UNITS[match[3]]))
+    raise typer.BadParameter(
+        f"{text!r} is no limit of memory: give bytes (3GB, 800MB), a share of what is free (80%), or none"
+    )
 
 
 PresetOption = Annotated[
@@ -84,7 +102,7 @@ PlanOption = Annotated[
         "--plan",
         metavar="fused|sliced|tiled",
         help="One graph for all, one a slice, or window by window in little memory. (default: fused; on tensorrt and "
-        "cuda the faster of the first two)",
+        "cuda the faster of the first two; tiled where memory does not suffice for that)",
         rich_help_panel=_ENGINE,
     ),
 ]
@@ -116,6 +134,17 @@ MaxPixels = Annotated[int | None, _limit_option("--max-pixels", "Pixels of an in
 MaxLongSide = Annotated[int | None, _limit_option("--max-long-side", "Longer side of the result, in pixels.")]
 MaxIterations = Annotated[int | None, _limit_option("--max-iterations", "Iterations of the solver.")]
 MaxEvaluations = Annotated[int | None, _limit_option("--max-evaluations", "Evaluations of the objective.")]
+MemoryLimit = Annotated[
+    float | None,
+    typer.Option(
+        "--memory-limit",
+        parser=_memory,
+        metavar="BYTES|PERCENT|none",
+        help="Memory that the job may take: 3GB, or 80% of what machine and container have free, the default.",
+        rich_help_panel=_LIMITS,
+        show_default=False,
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors, and what --json asks for.")]
@@ -163,7 +192,7 @@ def make_engine_options(given: list[str] | None) -> dict[str, object]:
     return found
 
 
-def make_limits(**given: int | None) -> Limits:
+def make_limits(**given: float | None) -> Limits:
     """Return the limits with those replaced that were given; 0 lifts one."""
     from impasto.runtime.limits import Limits
 

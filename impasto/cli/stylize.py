@@ -78,6 +78,7 @@ def stylize(
     max_long_side: options.MaxLongSide = None,
     max_iterations: options.MaxIterations = None,
     max_evaluations: options.MaxEvaluations = None,
+    memory_limit: options.MemoryLimit = None,
 ) -> None:
     """Paint CONTENT in the style of STYLE.
 
@@ -120,6 +121,7 @@ def stylize(
         max_long_side=max_long_side,
         max_iterations=max_iterations,
         max_evaluations=max_evaluations,
+        memory=memory_limit,
     )
 
     from impasto.cli.paint import paint, stop_on_signals

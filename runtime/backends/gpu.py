@@ -52,7 +52,7 @@ class GpuBackend(GraphBackend):
         """Return a session that measures targets on the device."""
         return DeviceSession(self.device, graph, self.compile_for_device)
 
-    def prepare(self, problem: Problem, plan: Plan) -> HostedEvaluator:
+    def prepare(self, problem: Problem, plan: Plan, memory: int | None = None) -> HostedEvaluator:  # noqa: ARG002 - of tiles
         """Return an evaluator, as `Backend.prepare` says.
 
         Raises `LimitError` where the device has no room for it, when what was kept warm is gone already.

@@ -26,16 +26,12 @@ from impasto.runtime.plans.session import Session
 from impasto.runtime.plans.sliced import SlicedPlan, SliceSessions
 from impasto.runtime.plans.tiled import TiledPlan, TiledSessions
 from impasto.runtime.plans.tiled_targets import TiledTargets
-from impasto.runtime.plans.tiling import array_bytes, tile
+from impasto.runtime.plans.tiling import TILED_MEMORY, array_bytes, tile
 from impasto.runtime.problem import Evaluator, FloatArray, Problem
 from impasto.runtime.scratch import Allocate, in_memory, mapped
 
 _WARM = 3
 """How many graphs are kept: those that calibrate and measure pictures, and the objective's at the last size."""
-
-
-_TILED = 1 << 30
-"""Bytes that the plan ``tiled`` takes where nobody sets a limit."""
 
 
 class Closeable(Protocol):
@@ -52,8 +48,6 @@ class GraphBackend(ABC):
     name: str
     plans: tuple[Plan, ...] = ("fused",)
     progress: Callable[[str, int, int], None] | None = None
-    memory_limit: int | None = None
-    """Bytes that an evaluation by the plan ``tiled`` may take beside the caller's arrays; None: `_TILED`."""
 
     def __init__(self, precision: str = "fp32") -> None:
         self.precision = precision
@@ -124,16 +118,24 @@ class GraphBackend(ABC):
                 products[tap] -= means[tap] @ means[tap].T
         return Measured({tap: outputs[f"content.{tap}"] for tap in content}, products, means)
 
-    def measure_tiled(self, weights: Weights, objective: Objective, content: FloatArray, style: FloatArray) -> Targets:
+    def measure_tiled(
+        self,
+        weights: Weights,
+        objective: Objective,
+        content: FloatArray,
+        style: FloatArray,
+        memory: int | None = None,
+    ) -> Targets:
         """Measure targets, as `Backend.measure_tiled` says."""
-        memory, precision = self._tiled_memory(), self.target_precision
+        self._check_tiled()
+        memory, precision = memory or TILED_MEMORY, self.target_precision
         allocate = _allocator(array_bytes(weights, objective, (content.shape[2], content.shape[3])), memory)
         return TiledTargets(weights, objective, self.compile, memory // 2, allocate, precision).measure(content, style)
 
-    def prepare(self, problem: Problem, plan: Plan) -> Evaluator:
+    def prepare(self, problem: Problem, plan: Plan, memory: int | None = None) -> Evaluator:
         """Return an evaluator, as `Backend.prepare` says."""
         if plan == "tiled":
-            return self._tiled(problem)
+            return self._tiled(problem, memory or TILED_MEMORY)
         key = (plan, structure(problem))
         if plan == "fused":
             session: Session = self._kept(key, lambda: FusedPlan.compile(problem, self.compile, self.network_precision))
@@ -150,8 +152,9 @@ class GraphBackend(ABC):
     def took(self, problem: Problem, plan: Plan, seconds: float) -> None:  # noqa: B027 - most have no choice
         """There is nothing to choose."""
 
-    def _tiled(self, problem: Problem) -> TiledPlan:
-        memory, precision = self._tiled_memory(), self.network_precision
+    def _tiled(self, problem: Problem, memory: int) -> TiledPlan:
+        self._check_tiled()
+        precision = self.network_precision
         arrays = array_bytes(problem.weights, problem.objective, problem.shape)
         allocate = _allocator(arrays, memory)
         room = memory - arrays if allocate is in_memory else memory
@@ -162,10 +165,9 @@ class GraphBackend(ABC):
         )
         return TiledPlan(problem, sessions, allocate)
 
-    def _tiled_memory(self) -> int:
+    def _check_tiled(self) -> None:
         if self.network_precision == "fp16":
             raise UsageError(f"backend {self.name} has no plan 'tiled' in fp16: take fp32, or plan fused")
-        return _TILED if self.memory_limit is None else self.memory_limit
 
     def close(self) -> None:
         """Free the sessions that were kept warm."""

@@ -67,19 +67,26 @@ class OpenVinoBackend(GraphBackend):
         engine = compile_graph(graph, self._cache, device=self._device, precision=precision, threads=self._threads)
         return _Once(graph, engine) if once else _Session(graph, engine)
 
-    def prepare(self, problem: Problem, plan: Plan) -> Evaluator:
+    def prepare(self, problem: Problem, plan: Plan, memory: int | None = None) -> Evaluator:
         """Return an evaluator, as `Backend.prepare` says; the sliced plan is there in fp32 alone."""
         self._settle(problem.weights, problem.objective)
         if plan == "sliced" and self._preferred is not None:
             self.precision = "fp32"
         if plan == "sliced" and self.network_precision != "fp32":
             raise UsageError(f"backend {self.name} has no plan 'sliced' in {self.precision}: take fused, or fp32")
-        return super().prepare(problem, plan)
+        return super().prepare(problem, plan, memory)
 
-    def measure_tiled(self, weights: Weights, objective: Objective, content: FloatArray, style: FloatArray) -> Targets:
+    def measure_tiled(
+        self,
+        weights: Weights,
+        objective: Objective,
+        content: FloatArray,
+        style: FloatArray,
+        memory: int | None = None,
+    ) -> Targets:
         """Measure targets, as `Backend.measure_tiled` says."""
         self._settle(weights, objective)
-        return super().measure_tiled(weights, objective, content, style)
+        return super().measure_tiled(weights, objective, content, style, memory)
 
     def _settle(self, weights: Weights, objective: Objective) -> None:
         """Take the precision for a network, unless one was asked for."""

@@ -69,15 +69,29 @@ class Backend(Protocol):
         """
         ...
 
-    def measure_tiled(self, weights: Weights, objective: Objective, content: FloatArray, style: FloatArray) -> Targets:
+    def measure_tiled(
+        self,
+        weights: Weights,
+        objective: Objective,
+        content: FloatArray,
+        style: FloatArray,
+        memory: int | None = None,
+    ) -> Targets:
         """Measure the targets of the plan ``tiled``, window by window; images as for `measure`.
+
+        ``memory`` is what that may take in bytes, beside the caller's arrays, None for 1 GiB.
 
         Raises `UsageError` for a backend without that plan.
         """
         ...
 
-    def prepare(self, problem: Problem, plan: Plan) -> Evaluator:
-        """Return an evaluator of the problem by the plan; raise `UsageError` for a plan that there is not here."""
+    def prepare(self, problem: Problem, plan: Plan, memory: int | None = None) -> Evaluator:
+        """Return an evaluator of the problem by the plan.
+
+        ``memory`` is what an evaluation by the plan ``tiled`` may take in bytes, beside the caller's arrays, None for
+        1 GiB. Raises `UsageError` for a plan that there is not here, `LimitError` where even the smallest tiles need
+        more.
+        """
         ...
 
     def plan_for(self, problem: Problem) -> Plan:

@@ -74,7 +74,7 @@ class TorchBackend:
         """Raise `UsageError`: there is no such plan here."""
         raise self._no_plan("tiled")
 
-    def prepare(self, problem: Problem, plan: Plan) -> Evaluator:
+    def prepare(self, problem: Problem, plan: Plan, memory: int | None = None) -> Evaluator:  # noqa: ARG002 - of tiles
         """Return an evaluator by autograd, which is one plan: fused."""
         if plan != "fused":
             raise self._no_plan(plan)

@@ -15,6 +15,9 @@ from impasto.models.layers import IMAGE
 from impasto.models.weights import Weights
 from impasto.runtime.plans.memory import bytes_per_position, sample_window, weight_bytes
 
+TILED_MEMORY = 1 << 30
+"""Bytes that the plan ``tiled`` takes for windows and arrays where nothing is said."""
+
 KEPT = 48
 """Bytes a pixel up to which content targets are kept; larger ones are computed again at every evaluation.
 

@@ -78,9 +78,9 @@ class Noting(OnnxRuntimeBackend):
         super().__init__()
         self.prepared = []
 
-    def prepare(self, problem, plan):
+    def prepare(self, problem, plan, memory=None):
         self.prepared.append((problem.shape, list(problem.objective.style)))
-        return super().prepare(problem, plan)
+        return super().prepare(problem, plan, memory)
 
 
 def test_each_stage_has_the_levels_of_its_size_and_the_result_those_of_the_last(bank, picture):

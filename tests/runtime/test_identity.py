@@ -95,13 +95,13 @@ def test_weights_backend_precision_and_versions_count(job, backend, vgg19):
     assert differences(there, identity(job, backend, VERSIONS)) == 'precision is "fp32" there and "bf16" here'
 
 
-def test_the_memory_limit_counts_where_windows_depend_on_it(job, backend):
-    tiled = replace(job, plan="tiled")
-    before = identity(job, backend, VERSIONS), identity(tiled, backend, VERSIONS)
-    backend.memory_limit = 10**9
-    assert differences(before[0], identity(job, backend, VERSIONS)) is None
-    told = differences(before[1], identity(tiled, backend, VERSIONS))
-    assert told == "memory_limit is null there and 1000000000 here"
+def test_the_memory_of_tiles_counts_where_windows_depend_on_it(job, backend):
+    def told(job: Job) -> str | None:
+        limited = replace(job, tile_memory=10**9)
+        return differences(identity(job, backend, VERSIONS), identity(limited, backend, VERSIONS))
+
+    assert told(job) is None
+    assert told(replace(job, plan="tiled")) == "tile_memory is null there and 1000000000 here"
 
 
 def test_the_same_job_has_no_difference(job, backend, shallow, picture):

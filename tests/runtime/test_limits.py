@@ -9,8 +9,10 @@ import pytest
 
 from impasto.errors import LimitError, UnknownNameError, UsageError
 from impasto.runtime.limits import DEFAULT_LIMITS, Limits
+from impasto.runtime.memory import Free
 
-# Every check, with arguments that amount to the given value of its field.
+# Every check, with arguments that amount to the given value of its field. Memory has none: see
+# `impasto.runtime.fitting`.
 CHECKS = {
     "max_file_bytes": lambda limits, value: limits.check_file_bytes(value, "picture 'a.png'"),
     "max_pixels": lambda limits, value: limits.check_pixels(value, 1, "picture 'a.png'"),
@@ -21,7 +23,7 @@ CHECKS = {
 
 
 def test_every_limit_is_on_by_default_and_has_a_check() -> None:
-    assert set(CHECKS) == {field.name for field in fields(Limits)}
+    assert {*CHECKS, "memory"} == {field.name for field in fields(Limits)}
     assert all(value is not None for value in asdict(DEFAULT_LIMITS).values())
 
 
@@ -80,3 +82,29 @@ def test_json_with_fewer_names_keeps_defaults_and_refuses_others() -> None:
 def test_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         DEFAULT_LIMITS.max_pixels = None  # type: ignore[misc]
+
+
+def test_memory_is_bytes_or_a_share_of_what_is_free_and_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("impasto.runtime.limits.free_memory", lambda: Free(1000, "a test"))
+    assert Limits().memory_bytes() == 800
+    assert Limits(memory=0.5).memory_bytes(held=200) == 600
+    assert Limits(memory=1.0).memory_bytes() == 1000
+    assert Limits(memory=123).memory_bytes(held=200) == 123
+    assert Limits(memory=None).memory_bytes() is None
+    # A system that does not tell cannot be held to a share.
+    monkeypatch.setattr("impasto.runtime.limits.free_memory", lambda: Free(None, "a test"))
+    assert Limits().memory_bytes() is None
+    assert Limits(memory=123).memory_bytes() == 123
+
+
+@pytest.mark.parametrize("value", [0, -1, 0.0, 1.5, -0.5, float("nan"), True, "80%"])
+def test_memory_that_is_no_limit_is_refused(value: object) -> None:
+    with pytest.raises(UsageError, match="memory"):
+        Limits(memory=value)  # type: ignore[arg-type]
+
+
+def test_a_share_of_memory_travels_as_json() -> None:
+    for limits in (Limits(memory=0.25), Limits(memory=10**9), Limits(memory=None)):
+        again = Limits.from_json(json.loads(json.dumps(limits.to_json())))
+        assert again == limits
+        assert type(again.memory) is type(limits.memory)

@@ -44,9 +44,9 @@ class Spy(OnnxRuntimeBackend):
         self.measured.append(image.copy())
         return super().measure(weights, objective, image, content, style, calibration)
 
-    def prepare(self, problem, plan):
+    def prepare(self, problem, plan, memory=None):
         self.problems.append(problem)
-        evaluator = super().prepare(problem, plan)
+        evaluator = super().prepare(problem, plan, memory)
         spy = self
 
         class Evaluator:

@@ -49,8 +49,8 @@ class Sometimes(OnnxRuntimeBackend):
     failing = ()
     count = 0
 
-    def prepare(self, problem, plan):
-        evaluator = super().prepare(problem, plan)
+    def prepare(self, problem, plan, memory=None):
+        evaluator = super().prepare(problem, plan, memory)
         backend = self
 
         class Evaluator:

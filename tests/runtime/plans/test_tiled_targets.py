@@ -90,14 +90,14 @@ def test_the_plan_is_there_by_its_name_within_a_limit(request, backend, picture,
     """From the targets on: the calibration, too, is by windows."""
     weights = request.getfixturevalue(network)
     objective = COVARIANT if network == "shallow" else FILTERBANK.objective_at(weights, (90, 81))
-    backend.memory_limit = (50 if network == "shallow" else 12) << 20
+    memory = (50 if network == "shallow" else 12) << 20
     content, style, image = picture(1, 90, 81), picture(2, 75, 66), encoded(objective, picture(3, 90, 81))
     losses = {}
     for plan in ("fused", "tiled"):
-        targets = measure_targets(backend, weights, objective, content, style, plan)
-        found = backend.prepare(Problem(objective, weights, targets, (90, 81)), plan).evaluate(image)
+        targets = measure_targets(backend, weights, objective, content, style, plan, memory)
+        found = backend.prepare(Problem(objective, weights, targets, (90, 81)), plan, memory).evaluate(image)
         losses[plan] = dict(found.terms), found.gradient.astype(np.float64)
-    assert tile(weights, objective, (90, 81), backend.memory_limit).layouts[0].count > 1
+    assert tile(weights, objective, (90, 81), memory).layouts[0].count > 1
     (terms, gradient), (expected, whole) = losses["tiled"], losses["fused"]
     assert terms == pytest.approx(expected, rel=2e-5, abs=0)
     assert np.vdot(gradient, whole) >= 0.99999 * np.linalg.norm(gradient) * np.linalg.norm(whole)
@@ -114,10 +114,9 @@ def test_sessions_are_kept_for_the_next_job_of_the_same_shape(backend, shallow, 
 
 def test_a_limit_below_the_smallest_tiles_is_an_error(backend, vgg19, picture):
     objective = Objective(content={}, style={"relu1_1": 1.0})
-    backend.memory_limit = 1000
     targets = measure_targets(backend, vgg19, objective, picture(1, 40, 40), picture(2, 40, 40))
     with pytest.raises(LimitError, match=r"smallest tiles of 40x40 px need \d+ bytes .* raise --memory-limit"):
-        backend.prepare(Problem(objective, vgg19, targets, (40, 40)), "tiled")
+        backend.prepare(Problem(objective, vgg19, targets, (40, 40)), "tiled", 1000)
 
 
 def test_fp16_is_refused(backend, shallow, picture):
