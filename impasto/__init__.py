@@ -27,10 +27,12 @@ _PUBLIC = {
     "Step": "impasto.runtime.loop",
     "Preset": "impasto.runtime.presets",
     "Limits": "impasto.runtime.limits",
+    "JobSpec": "impasto.runtime.job_spec",
 }
 __all__ = [*sorted(_PUBLIC), "__version__"]
 
 if TYPE_CHECKING:
+    from impasto.runtime.job_spec import JobSpec as JobSpec
     from impasto.runtime.limits import Limits as Limits
     from impasto.runtime.loop import Step as Step
     from impasto.runtime.presets import Preset as Preset

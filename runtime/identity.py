@@ -46,9 +46,9 @@ def check_repeatable(backend: Backend) -> None:
 def identity(job: Job, backend: Backend, versions: Mapping[str, str]) -> dict[str, Any]:
     """Return everything that the job's pixels depend on, as JSON types; pictures are there by their pixels' SHA-256."""
     found = {
-        "content": _digest(job.content),
-        "style": _digest(job.style),
-        "start": None if job.start is None else _digest(job.start),
+        "content": picture_digest(job.content),
+        "style": picture_digest(job.style),
+        "start": None if job.start is None else picture_digest(job.start),
         "preset": job.preset.to_json(),
         "weights": job.weights.sha256,
         "sizing": asdict(job.sizing),
@@ -82,7 +82,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None
     return ", ".join(told) + (f", and {more} more" if more else "")
 
 
-def _digest(picture: Picture) -> str:
+def picture_digest(picture: Picture) -> str:
+    """Return the SHA-256 of a picture's pixels, opacity and shape, as hexadecimal digits."""
     digest = hashlib.sha256()
     for plane in (picture.rgb, picture.alpha):
         if plane is not None:

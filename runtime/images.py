@@ -72,6 +72,10 @@ class Sizing:
         scaled = [max(1, (2 * side * self.pixels + reference) // (2 * reference)) for side in (width, height)]
         return scaled[0], scaled[1]
 
+    def with_size(self, pixels: int) -> Sizing:
+        """Return the rule for a size that the user gives: the long side's, unless this is a square."""
+        return Sizing("stretch" if self.edge == "stretch" else "long", pixels)
+
 
 def resize(picture: FloatArray, size: tuple[int, int]) -> FloatArray:
     """Resample a picture, or a single plane such as its alpha, to a (width, height).

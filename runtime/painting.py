@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from impasto.runtime.gpu.hosted import HostedEvaluator
 from impasto.runtime.gpu.loop import DeviceBest, descend_on_device
 from impasto.runtime.identity import check_repeatable, identity
 from impasto.runtime.images import Picture, Sizing, resize, to_uint8
+from impasto.runtime.job_spec import described
 from impasto.runtime.loop import Best, LoopState, Observation, Step, clock, descend
 from impasto.runtime.margin import surrounded, trimmed
 from impasto.runtime.painting_state import PaintingState
@@ -41,7 +43,8 @@ class Job:
     ``start`` a picture to start from instead of what the preset's ``init`` says; ``seed`` draws the noise. A ``plan``
     of None is the backend's choice for each stage. ``tile_memory`` is what the plan ``tiled`` may take in bytes beside
     the pictures and the solver's vectors, None for what it takes by itself. ``threads`` are the backend's, None for
-    all that are available.
+    all that are available. ``settings`` are fields of a `impasto.runtime.job_spec.JobSpec` that say how the stylizer
+    was made.
     """
 
     content: Picture
@@ -55,6 +58,7 @@ class Job:
     tile_memory: int | None = None
     threads: int | None = None
     notes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -177,7 +181,12 @@ class Painting:
             versions=_versions(self._backend),
             stop=self._stop,
             notes=(*job.notes, *job.content.notes, *job.style.notes, *self._checkpoint_notes()),
+            job=self._described,
         )
+
+    @cached_property
+    def _described(self) -> Mapping[str, Any]:
+        return described(self._job, self._backend)
 
     def _resume(self, writer: CheckpointWriter) -> None:
         found = writer.load()

@@ -12,6 +12,7 @@ from impasto.export.objective import Objective
 from impasto.models.filterbank import LEVELS
 from impasto.runtime.images import Sizing
 from impasto.runtime.presets import Preset, Stage
+from impasto.runtime.saved_presets import load_preset, saved_presets
 from impasto.runtime.solvers import LBFGS, LBFGSB, SGD, Bounds, TorchLBFGS
 
 _STYLE_TAPS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
@@ -167,7 +168,13 @@ PRESETS = {
 
 
 def find_preset(name: str) -> Preset:
-    """Return the preset of that name; raise `UnknownNameError` if there is none."""
-    if name not in PRESETS:
-        raise UnknownNameError("preset", name, PRESETS)
-    return PRESETS[name]
+    """Return the preset of that name, Impasto's own or one that the user saved.
+
+    Raises `UnknownNameError` if there is none, `UsageError` for a saved one whose file is damaged.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    saved = saved_presets()
+    if name not in saved:
+        raise UnknownNameError("preset", name, [*PRESETS, *saved])
+    return load_preset(saved[name])

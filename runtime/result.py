@@ -8,11 +8,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from impasto.runtime.job_spec import JobSpec
+from impasto.runtime.schema import About
 from impasto.runtime.write_image import encode_image, write_image
 
 Stop = Literal["done", "interrupted", "stopped"]
@@ -28,6 +30,38 @@ class TracePoint:
     loss: float
 
 
+class TraceJson(TypedDict):
+    """A `TracePoint` as JSON types."""
+
+    iteration: int
+    evaluation: int
+    seconds: float
+    loss: Annotated[float | None, About("Null where the evaluation failed.")]
+
+
+class ResultJson(TypedDict):
+    """A `Result` as JSON types."""
+
+    output: Annotated[str | None, About("Where the picture was written.")]
+    size: Annotated[list[int], About("Width and height in pixels.")]
+    preset: str
+    backend: str
+    precision: str
+    plan: str
+    weights: Annotated[dict[str, str], About("Their name and their sha256.")]
+    taps: Annotated[dict[str, list[str]], About("Those with a content and with a style term.")]
+    loss: Annotated[dict[str, float], About("total, and the sums content, style and tv that add up to it.")]
+    terms: Annotated[dict[str, float], About("Each term, weighted, at the best iterate.")]
+    trace: list[TraceJson]
+    seconds: float
+    peak_memory_bytes: int | None
+    seed: int
+    versions: dict[str, str]
+    stop: Stop
+    notes: list[str]
+    job: Annotated[dict[str, Any], JobSpec, About("Paints the same picture again: impasto stylize --config.")]
+
+
 @dataclass(frozen=True, eq=False)
 class Result:
     """A painting and how it came about.
@@ -35,7 +69,8 @@ class Result:
     ``image`` is (H, W, 3) float32 RGB in 0–1; ``alpha`` the content picture's opacity, (H, W), or None. ``loss`` holds
     ``total`` and the weighted sums ``content``, ``style`` and ``tv`` that add up to it, and ``terms`` each term, at the
     best iterate. ``taps`` are those with a content and with a style term. ``seconds`` is the whole job's,
-    ``peak_memory_bytes`` the process's, None where the system does not tell.
+    ``peak_memory_bytes`` the process's, None where the system does not tell. ``job`` paints it again: JSON types of a
+    `JobSpec`.
     """
 
     image: NDArray[np.float32]
@@ -55,6 +90,7 @@ class Result:
     versions: Mapping[str, str]
     stop: Stop
     notes: tuple[str, ...]
+    job: Mapping[str, Any]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -65,7 +101,7 @@ class Result:
         """Write the picture, in the format of the path's suffix; raises as `write_image` does."""
         write_image(path, self.image, self.alpha, quality=quality, overwrite=overwrite)
 
-    def to_json(self, output: str | None = None) -> dict[str, Any]:
+    def to_json(self, output: str | None = None) -> ResultJson:
         """Return everything but the pixels as JSON types; ``output`` is where the picture was written.
 
         JSON has no NaN or infinity: the loss of an evaluation that failed is None.
@@ -96,6 +132,7 @@ class Result:
             "versions": dict(self.versions),
             "stop": self.stop,
             "notes": list(self.notes),
+            "job": dict(self.job),
         }
 
     def _repr_png_(self) -> bytes:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +23,8 @@ from impasto.runtime.backends.select import open_automatic, open_backend
 from impasto.runtime.checkpoint import Checkpoint
 from impasto.runtime.default import choose
 from impasto.runtime.fitting import fit
-from impasto.runtime.images import Sizing
-from impasto.runtime.limits import Limits
+from impasto.runtime.job_spec import is_path
+from impasto.runtime.limits import DEFAULT_LIMITS, Limits
 from impasto.runtime.loop import Step
 from impasto.runtime.painting import Job, Painting
 from impasto.runtime.presets import INITS, Preset
@@ -91,6 +93,7 @@ class Stylizer:
                 f"weights {self.weights.name!r} do not reach {', '.join(left_out)}: preset {asked.name!r} does without"
             )
         self.notes = tuple(notes)
+        self._settings = _settings(weights or asked.weights, self.limits, engine_options)
         self._busy = threading.Lock()
 
     def __enter__(self) -> Stylizer:
@@ -169,7 +172,7 @@ class Stylizer:
         iterations = _TIMED * stages if compared else stages
         job = self.job(ramp, ramp[::-1], size=max(width, height), iterations=iterations)
         for plan in compared or (self.plan,):
-            for _ in self._exclusively(self._painting(replace(job, plan=plan))):
+            for _ in self._exclusively(self.painting(replace(job, plan=plan))):
                 pass
 
     def begin(
@@ -188,7 +191,7 @@ class Stylizer:
         Paintings of one stylizer must be run one after the other.
         """
         job = self.job(content, style, size=size, iterations=iterations, init=init, seed=seed)
-        return self._painting(job, checkpoint)
+        return self.painting(job, checkpoint)
 
     def foresee(
         self,
@@ -231,17 +234,19 @@ class Stylizer:
             preset=preset,
             weights=self.weights,
             plan=self.plan,
-            sizing=preset.sizing if size is None else _sized(preset.sizing, size),
+            sizing=preset.sizing if size is None else preset.sizing.with_size(size),
             seed=seed,
             threads=self._threads,
             notes=self.notes,
+            settings=self._settings,
         )
         self.limits.check_long_side(*job.size)
         self.limits.check_iterations(preset.total_iterations())
         self.limits.check_evaluations(preset.evaluations or preset.total_iterations())
         return _with_init(job, init, self.limits)
 
-    def _painting(self, job: Job, checkpoint: Checkpoint | None = None) -> Painting:
+    def painting(self, job: Job, checkpoint: Checkpoint | None = None) -> Painting:
+        """Return the painting of a job that `job` made, fitted into memory; raises as `begin` does."""
         found = fit(job, self.backend, self._memory(job))
         return Painting(replace(found.job, notes=(*job.notes, *found.notes)), self.backend, checkpoint)
 
@@ -265,6 +270,18 @@ class Stylizer:
             self._busy.release()
 
 
+def _settings(
+    weights: str | Path | Weights, limits: Limits, engine_options: Mapping[str, object] | None
+) -> dict[str, Any]:
+    """Return what a `JobSpec` says of how a stylizer was made, beside what the job and the backend know."""
+    named: str | None = None
+    if not isinstance(weights, Weights):
+        named = os.fspath(weights)
+        named = str(Path(named).resolve()) if is_path(named) else named
+    changed = {name: value for name, value in limits.to_json().items() if value != getattr(DEFAULT_LIMITS, name)}
+    return {"weights": named, "limits": changed, "engine_options": dict(engine_options or {})}
+
+
 def _with_init(job: Job, init: Source | str | None, limits: Limits) -> Job:
     if init is None:
         return job
@@ -273,7 +290,3 @@ def _with_init(job: Job, init: Source | str | None, limits: Limits) -> Job:
     if isinstance(init, str) and not Path(init).exists():
         raise UnknownNameError("init", init, [*INITS, "a picture's path"])
     return replace(job, start=read_image(init, limits))
-
-
-def _sized(sizing: Sizing, size: int) -> Sizing:
-    return Sizing("stretch" if sizing.edge == "stretch" else "long", size)

@@ -60,6 +60,12 @@ def picture() -> Callable[..., NDArray[np.float32]]:
 
 
 @pytest.fixture(autouse=True)
+def no_saved_presets(monkeypatch, tmp_path_factory):
+    """Presets that whoever runs the tests has saved are not seen."""
+    monkeypatch.setenv("IMPASTO_CONFIG", str(tmp_path_factory.getbasetemp() / "no-settings"))
+
+
+@pytest.fixture(autouse=True)
 def exact_by_default(monkeypatch):
     """Where a test names no backend it is about exact float32: ``auto`` is ONNX Runtime, whatever is installed."""
     monkeypatch.setattr("impasto.runtime.backends.select._AUTOMATIC", {"onnxruntime": ()})

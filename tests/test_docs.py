@@ -24,6 +24,7 @@ COMMANDS = sorted(
 # What a block takes for granted: the session that the text is about, and a reader's own module.
 PROLOGUES = {
     "embedding.md": "",
+    "jobs.md": "",
     "export.md": """
 import torch
 layers = [torch.nn.Conv2d(3, 4, 3, padding=1)]
@@ -51,6 +52,7 @@ def folder(tmp_path):
 
 def run(command, folder):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "IMPASTO_CACHE": str(folder / "cache")}
+    environment["IMPASTO_CONFIG"] = str(folder / "settings")
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

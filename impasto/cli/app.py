@@ -20,6 +20,7 @@ from impasto.cli.evaluate import evaluate
 from impasto.cli.export import export, verify
 from impasto.cli.plan import plan
 from impasto.cli.presets import app as presets_app
+from impasto.cli.schema import schema
 from impasto.cli.stylize import stylize
 from impasto.cli.weights import app as weights_app
 from impasto.errors import ImpastoError, Interrupted
@@ -40,6 +41,7 @@ app.command()(evaluate)
 app.command()(export)
 app.command()(verify)
 app.add_typer(presets_app, name="presets")
+app.command()(schema)
 app.add_typer(weights_app, name="weights")
 app.add_typer(engines_app, name="engines")
 app.command()(doctor)

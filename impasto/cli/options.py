@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -14,8 +15,10 @@ from impasto.errors import UsageError
 
 if TYPE_CHECKING:
     from impasto.export.forward import Pooling
+    from impasto.runtime.job_spec import JobSpec
     from impasto.runtime.limits import Limits
     from impasto.runtime.presets import Preset
+    from impasto.runtime.result import Result
 
 DEFAULT_PRESET = "impasto"
 
@@ -145,6 +148,14 @@ MemoryLimit = Annotated[
         show_default=False,
     ),
 ]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="JOB",
+        help="A job's file, .toml or .json; options of the command line come before what it says. See impasto schema.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors, and what --json asks for.")]
@@ -177,6 +188,44 @@ def make_preset(
     if solver is not None:
         preset = preset.with_solver(solver)
     return preset.with_weights(content_weight, style_weight, tv_weight)
+
+
+_LIMIT_OPTIONS = {"memory_limit": "memory"}
+_LIMIT_NAMES = ("max_file_bytes", "max_pixels", "max_long_side", "max_iterations", "max_evaluations", "memory_limit")
+
+
+def make_job(context: typer.Context, config: Path | None, needed: Sequence[str] = ()) -> JobSpec:
+    """Return the job of a file with what the command line changes; fields that it ``needed`` are there.
+
+    Parameters of the command are taken by the names of the job's fields. Raises `UsageError` for a file that is no
+    job, values that cannot be, and a needed field that neither has.
+    """
+    from impasto.runtime.job_spec import JobSpec, read_job
+
+    spec = JobSpec() if config is None else read_job(config)
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name: context.params[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+    limits = {_LIMIT_OPTIONS.get(name, name): given[name] for name in _LIMIT_NAMES if name in given}
+    known = {field.name for field in fields(JobSpec)}
+    changes = {name: str(v) if isinstance(v, Path) else v for name, v in given.items() if name in known}
+    if "engine_option" in given:
+        changes["engine_options"] = {**spec.engine_options, **make_engine_options(given["engine_option"])}
+    if limits:
+        changes["limits"] = {**spec.limits, **limits}
+    spec = JobSpec.from_json(spec.changed(changes).to_json())
+    for name in needed:
+        if getattr(spec, name) is None:
+            way = "--output (-o)" if name == "output" else name.upper()
+            raise UsageError(
+                f"no {name}: give {way}, or {name} in the file of --config ({context.command_path} --help)"
+            )
+    return spec
+
+
+def with_output(result: Result, spec: JobSpec) -> Result:
+    """Return a result whose job says where its picture goes, and in which quality."""
+    output = {"output": str(Path(cast("str", spec.output)).resolve()), "quality": spec.quality}
+    return replace(result, job={**result.job, **output})
 
 
 def make_engine_options(given: list[str] | None) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -15,15 +15,18 @@ from impasto.cli.console import emit_json, say, spoken_warnings
 from impasto.errors import Interrupted, OutputError, UsageError
 
 if TYPE_CHECKING:
-    from impasto.runtime.backends.protocol import Plan
     from impasto.runtime.loop import Step
     from impasto.runtime.painting import Painting
 
 
 def stylize(
-    content: Annotated[Path, typer.Argument(metavar="CONTENT", help="Picture whose content is kept.")],
-    style: Annotated[Path, typer.Argument(metavar="STYLE", help="Picture whose style is taken.")],
-    output: options.Output,
+    context: typer.Context,
+    content: Annotated[Path | None, typer.Argument(metavar="CONTENT", help="Picture whose content is kept.")] = None,
+    style: Annotated[Path | None, typer.Argument(metavar="STYLE", help="Picture whose style is taken.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="Picture to write: PNG, JPEG, WebP, TIFF.")
+    ] = None,
+    config: options.Config = None,
     size: Annotated[
         int | None, typer.Option(min=1, help="Long side of the result in pixels. (default: the preset's)")
     ] = None,
@@ -70,6 +73,10 @@ def stylize(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint, if there is one, to the same picture.")
     ] = False,
+    events: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write what happens while it happens, one JSON object a line."),
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     force: options.Force = False,
@@ -83,7 +90,11 @@ def stylize(
     """Paint CONTENT in the style of STYLE.
 
     Ctrl-C stops early and writes the best picture so far. With --checkpoint the same command and --resume goes on.
+    What --json prints paints the same picture again with --config.
     """
+    spec = options.make_job(context, config, ("content", "style", "output"))
+    output = Path(cast("str", spec.output))
+
     from impasto.runtime.checkpoint import Checkpoint
     from impasto.runtime.files import check_writable
     from impasto.runtime.write_image import image_format
@@ -99,56 +110,32 @@ def stylize(
     # What an interrupted job has written already, its other half may replace.
     overwrite = force or (kept is not None and kept.resume and kept.exists())
     check_writable(output, overwrite)
-    recipe = options.make_preset(
-        preset,
-        weights,
-        quiet=quiet,
-        solver=solver,
-        pooling=pooling,
-        content_weight=content_weight,
-        style_weight=style_weight,
-        tv_weight=tv_weight,
-    )
-    if iterations is not None:
-        recipe = recipe.with_iterations(iterations)
+    recipe, note = spec.recipe()
+    if note and not quiet:
+        say(note)
     snapshots = None
     if save_every is not None:
-        snapshots = Snapshots(output, save_every, quality, overwrite)
+        snapshots = Snapshots(output, save_every, spec.quality, overwrite)
         snapshots.check(recipe.total_iterations())
-    limits = options.make_limits(
-        max_file_bytes=max_file_bytes,
-        max_pixels=max_pixels,
-        max_long_side=max_long_side,
-        max_iterations=max_iterations,
-        max_evaluations=max_evaluations,
-        memory=memory_limit,
-    )
 
+    from impasto.cli.event_log import event_log
     from impasto.cli.paint import paint, stop_on_signals
-    from impasto.runtime.stylizer import Stylizer
+    from impasto.runtime.jobs import begin, open_stylizer
 
     with (
         stop_on_signals() as request,
         spoken_warnings(quiet),
-        Stylizer(
-            recipe,
-            weights=weights,
-            backend=backend,
-            plan=cast("Plan | None", plan),
-            precision=precision,
-            limits=limits,
-            threads=threads,
-            engine_options=options.make_engine_options(engine_option),
-        ) as stylizer,
+        event_log(events, force) as log,
+        open_stylizer(spec) as stylizer,
     ):
-        # Named pictures and paths alike; a path object would be looked for even if it is called "noise".
-        painting = stylizer.begin(content, style, size=size, init=init, seed=seed, checkpoint=kept)
+        painting = begin(spec, stylizer, kept)
         if resume and not quiet:
             at = painting.resumed
             say("no checkpoint yet: from the beginning" if at is None else f"on from iteration {at.iteration}")
-        each = None if snapshots is None else snapshots.of(painting)
-        result = paint(painting, stylizer, request, quiet, each)
-        result.save(output, quality=quality, overwrite=overwrite)
+        watchers = [log.step, *([] if snapshots is None else [snapshots.of(painting)])]
+        result = options.with_output(paint(painting, stylizer, request, quiet, in_turn(watchers)), spec)
+        result.save(output, quality=spec.quality, overwrite=overwrite)
+        log.result(result, str(output))
         if kept is not None and result.stop == "done":
             kept.remove()
     width, height = result.size
@@ -166,6 +153,16 @@ def stylize(
         raise Interrupted(
             f"interrupted after {len(result.trace)} evaluations: the best picture so far is in {str(output)!r}{more}"
         )
+
+
+def in_turn(watchers: Sequence[Callable[[Step], None]]) -> Callable[[Step], None]:
+    """Return what calls each of the watchers with a step, one after the other."""
+
+    def each(step: Step) -> None:
+        for watch in watchers:
+            watch(step)
+
+    return each
 
 
 @dataclass
