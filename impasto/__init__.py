@@ -27,11 +27,13 @@ _PUBLIC = {
     "Step": "impasto.runtime.loop",
     "Preset": "impasto.runtime.presets",
     "Limits": "impasto.runtime.limits",
+    "Batch": "impasto.runtime.batch",
     "JobSpec": "impasto.runtime.job_spec",
 }
 __all__ = [*sorted(_PUBLIC), "__version__"]
 
 if TYPE_CHECKING:
+    from impasto.runtime.batch import Batch as Batch
     from impasto.runtime.job_spec import JobSpec as JobSpec
     from impasto.runtime.limits import Limits as Limits
     from impasto.runtime.loop import Step as Step

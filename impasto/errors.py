@@ -21,6 +21,7 @@ prints that line and exits with the class's ``exit_code``::
     │   │   └── UnsupportedOpError  5  … whose named node has no gradient rule
     │   ├── EngineError          5  … a cached engine that is damaged or foreign
     │   └── CheckpointError      5  … a checkpoint (truncated, not one at all, of another job)
+    ├── BatchError               6  some pictures of a batch failed; the others are there
     └── Interrupted            130  stopped by the user; the best picture so far was written
 """
 
@@ -116,6 +117,12 @@ class EngineError(InputError):
 
 class CheckpointError(InputError):
     """A checkpoint that cannot be read, or that another job wrote."""
+
+
+class BatchError(ImpastoError):
+    """Some pictures of a batch failed."""
+
+    exit_code = 6
 
 
 class Interrupted(ImpastoError):

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypedDict
 
+from impasto.runtime.batch import PictureEvent
 from impasto.runtime.loop import Step
 from impasto.runtime.result import Result, ResultJson
 from impasto.runtime.schema import About
@@ -32,7 +33,7 @@ class ResultEvent(TypedDict):
     result: ResultJson
 
 
-Event = StepEvent | ResultEvent
+Event = StepEvent | ResultEvent | PictureEvent
 
 
 def step_event(step: Step) -> StepEvent:

@@ -39,7 +39,15 @@ def open_stylizer(spec: JobSpec, *, cache: EngineCache | bool = True) -> Stylize
 def begin(spec: JobSpec, stylizer: Stylizer, checkpoint: Checkpoint | None = None) -> Painting:
     """Return the painting of a job by a stylizer that was made for it (`open_stylizer`).
 
-    Raises as `Stylizer.begin` does; `UsageError` for a job that names no content or no style, `InputError` for pictures
+    Raises as `read_pictures` and `Stylizer.begin` do.
+    """
+    return stylizer.painting(read_pictures(spec, stylizer), checkpoint)
+
+
+def read_pictures(spec: JobSpec, stylizer: Stylizer) -> Job:
+    """Return the job with its pictures read, which `Stylizer.painting` paints.
+
+    Raises as `Stylizer.job` does; `UsageError` for a job that names no content or no style, `InputError` for pictures
     that are not those of its digests.
     """
     if spec.content is None or spec.style is None:
@@ -47,7 +55,7 @@ def begin(spec: JobSpec, stylizer: Stylizer, checkpoint: Checkpoint | None = Non
         raise UsageError(f"the job names no {missing}: give the path of a picture")
     job = stylizer.job(spec.content, spec.style, size=spec.size, init=spec.init, seed=spec.seed)
     _check_pictures(spec, job)
-    return stylizer.painting(replace(job, tile_memory=spec.tile_memory), checkpoint)
+    return replace(job, tile_memory=spec.tile_memory)
 
 
 def paint(spec: JobSpec) -> Result:

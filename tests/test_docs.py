@@ -25,6 +25,7 @@ COMMANDS = sorted(
 PROLOGUES = {
     "embedding.md": "",
     "jobs.md": "",
+    "batch.md": "",
     "export.md": """
 import torch
 layers = [torch.nn.Conv2d(3, 4, 3, padding=1)]

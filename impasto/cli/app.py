@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from impasto.cli.batch import batch
 from impasto.cli.cache import app as cache_app
 from impasto.cli.console import emit, say
 from impasto.cli.demo import demo
@@ -31,11 +32,12 @@ app = typer.Typer(
     name="impasto",
     help="Neural style transfer by optimisation, on exported gradient graphs: no training framework needed.",
     epilog="Exit codes: 0 done, 1 a defect of Impasto's, 2 usage, 3 a backend, package or download is not available, "
-    "4 a limit refused the job, 5 an input cannot be read, 130 interrupted.",
+    "4 a limit refused the job, 5 an input cannot be read, 6 some pictures of a batch failed, 130 interrupted.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 app.command()(stylize)
+app.command()(batch)
 app.command()(plan)
 app.command()(evaluate)
 app.command()(export)

@@ -16,23 +16,25 @@ class Kind(StrEnum):
     job = "job"
     result = "result"
     event = "event"
+    batch = "batch"
 
 
 def schema(
     kind: Annotated[
-        Kind | None, typer.Argument(metavar="[job|result|event]", help="Of what; of all by default.")
+        Kind | None, typer.Argument(metavar="[job|result|event|batch]", help="Of what; of all by default.")
     ] = None,
 ) -> None:
-    """Print the JSON schema of jobs (--config), results (--json) or events (--events), or of all three.
+    """Print the JSON schema of jobs (--config), results (--json), events (--events) or batches (batch --json).
 
-    All of them are one object whose $defs have the three by name.
+    Without a name, all of them are one object whose $defs have them by name.
     """
+    from impasto.runtime.batch import BatchJson
     from impasto.runtime.events import Event
     from impasto.runtime.job_spec import JobSpec
     from impasto.runtime.result import ResultJson
     from impasto.runtime.schema import DRAFT, schema_of
 
-    schemas = {Kind.job: JobSpec, Kind.result: ResultJson, Kind.event: Event}
+    schemas = {Kind.job: JobSpec, Kind.result: ResultJson, Kind.event: Event, Kind.batch: BatchJson}
     if kind is not None:
         emit_json({"$schema": DRAFT, "title": f"impasto {kind}", **schema_of(schemas[kind])})
         return

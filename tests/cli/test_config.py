@@ -172,7 +172,7 @@ def test_real_outputs_are_what_the_schemas_say(run, pictures, job, tmp_path):
     assert not validator("result").is_valid({**result, "more": 1})
     assert not validator("event").is_valid({"event": "none"})
     told = run("schema")
-    assert set(json.loads(told.out)["$defs"]) == {"job", "result", "event"}
+    assert set(json.loads(told.out)["$defs"]) == {"job", "result", "event", "batch"}
 
 
 def test_a_schema_of_something_else_is_refused(run):
