@@ -151,6 +151,11 @@ class Painting:
             self._stop = "interrupted"
             raise
 
+    @property
+    def job(self) -> Job:
+        """What is painted."""
+        return self._job
+
     def close(self) -> None:
         """Stop; `result` stays available."""
         self._steps.close()

@@ -26,6 +26,7 @@ PROLOGUES = {
     "embedding.md": "",
     "jobs.md": "",
     "batch.md": "",
+    "seeing.md": "",
     "export.md": """
 import torch
 layers = [torch.nn.Conv2d(3, 4, 3, padding=1)]

@@ -19,6 +19,7 @@ from impasto.cli.doctor import doctor
 from impasto.cli.engines import app as engines_app
 from impasto.cli.evaluate import evaluate
 from impasto.cli.export import export, verify
+from impasto.cli.grid import grid
 from impasto.cli.plan import plan
 from impasto.cli.presets import app as presets_app
 from impasto.cli.schema import schema
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 app.command()(stylize)
 app.command()(batch)
+app.command()(grid)
 app.command()(plan)
 app.command()(evaluate)
 app.command()(export)

@@ -12,11 +12,15 @@ import typer
 
 from impasto.cli import options
 from impasto.cli.console import emit_json, say, spoken_warnings
+from impasto.cli.seeing import Seeing
 from impasto.errors import Interrupted, OutputError, UsageError
 
 if TYPE_CHECKING:
     from impasto.runtime.loop import Step
     from impasto.runtime.painting import Painting
+
+
+_SEEING = "What to look at"
 
 
 def stylize(
@@ -73,6 +77,24 @@ def stylize(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint, if there is one, to the same picture.")
     ] = False,
+    preview: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Replace FILE by the best picture so far, again and again.", rich_help_panel=_SEEING
+        ),
+    ] = None,
+    animate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write how it came about: .webp, .gif, or .mp4 (PyAV).", rich_help_panel=_SEEING
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write one HTML page: pictures, loss by term, settings.", rich_help_panel=_SEEING
+        ),
+    ] = None,
     events: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write what happens while it happens, one JSON object a line."),
@@ -110,6 +132,8 @@ def stylize(
     # What an interrupted job has written already, its other half may replace.
     overwrite = force or (kept is not None and kept.resume and kept.exists())
     check_writable(output, overwrite)
+    seeing = Seeing(preview, animate, report, overwrite)
+    seeing.check()
     recipe, note = spec.recipe()
     if note and not quiet:
         say(note)
@@ -132,10 +156,11 @@ def stylize(
         if resume and not quiet:
             at = painting.resumed
             say("no checkpoint yet: from the beginning" if at is None else f"on from iteration {at.iteration}")
-        watchers = [log.step, *([] if snapshots is None else [snapshots.of(painting)])]
+        watchers = [log.step, *seeing.of(painting), *([] if snapshots is None else [snapshots.of(painting)])]
         result = options.with_output(paint(painting, stylizer, request, quiet, in_turn(watchers)), spec)
         result.save(output, quality=spec.quality, overwrite=overwrite)
         log.result(result, str(output))
+        seeing.write(painting, result)
         if kept is not None and result.stop == "done":
             kept.remove()
     width, height = result.size
