@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from impasto.models.locate import find_weights
 from impasto.models.taps import resolve_tap
 from impasto.models.weights import Weights
 from impasto.optimize.cache import EngineCache
+from impasto.runtime.asynchronous import astylize
 from impasto.runtime.backends.protocol import PLANS, Plan
 from impasto.runtime.backends.select import open_automatic, open_backend
 from impasto.runtime.checkpoint import Checkpoint
@@ -26,6 +27,7 @@ from impasto.runtime.fitting import fit
 from impasto.runtime.job_spec import is_path
 from impasto.runtime.limits import DEFAULT_LIMITS, Limits
 from impasto.runtime.loop import Step
+from impasto.runtime.memory import free_memory
 from impasto.runtime.painting import Job, Painting
 from impasto.runtime.presets import INITS, Preset
 from impasto.runtime.prospect import Prospect, foresee
@@ -160,6 +162,32 @@ class Stylizer:
         )
         return self._exclusively(painting)
 
+    async def astylize(
+        self,
+        content: Source,
+        style: Source,
+        *,
+        deadline: float | None = None,
+        each: Callable[[Step], None] | None = None,
+        **options: Any,
+    ) -> Result:
+        """Paint from asyncio; see `impasto.runtime.asynchronous.astylize`."""
+        return await astylize(self, content, style, deadline=deadline, each=each, **options)
+
+    def health(self) -> dict[str, Any]:
+        """Return what a service tells of itself, as JSON types, at once: whether a job is painted, and by what."""
+        return {
+            "painting": self._busy.locked(),
+            "preset": self.preset.name,
+            "weights": {"name": self.weights.name, "sha256": self.weights.sha256},
+            "backend": self.backend.name,
+            "precision": self.backend.precision,
+            "versions": self.backend.versions(),
+            "passed_over": dict(self.passed_over),
+            "free_memory_bytes": free_memory().bytes,
+            "notes": list(self.notes),
+        }
+
     def warm_up(self, width: int, height: int) -> None:
         """Compile what painting a picture of that size needs, so that the first job does not wait for it.
 
@@ -260,9 +288,9 @@ class Stylizer:
             yield from painting
 
     @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Hold the stylizer for one job; raise `UsageError` if another thread does."""
-        if not self._busy.acquire(blocking=False):
+    def exclusive(self, *, wait: bool = False) -> Iterator[None]:
+        """Hold the stylizer for one job; raise `UsageError` if another thread does, or wait for its turn."""
+        if not self._busy.acquire(blocking=wait):
             raise UsageError("this Stylizer is painting already: make one for each thread, or wait for it to end")
         try:
             yield
