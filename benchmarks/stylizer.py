@@ -58,8 +58,8 @@ class _KeepingBackend(OnnxRuntimeBackend):
 
     lowest: _Lowest
 
-    def prepare(self, problem: Problem, plan: Plan) -> Evaluator:
-        self.lowest = _Lowest(super().prepare(problem, plan))
+    def prepare(self, problem: Problem, plan: Plan, memory: int | None = None) -> Evaluator:
+        self.lowest = _Lowest(super().prepare(problem, plan, memory))
         return self.lowest
 
 

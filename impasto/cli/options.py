@@ -96,6 +96,14 @@ BackendOption = Annotated[
         rich_help_panel=_ENGINE,
     ),
 ]
+ScalesOption = Annotated[
+    str,
+    typer.Option(
+        "--scales",
+        metavar="auto|N|LIST",
+        help="Sizes to paint at, one after the other: as suits the size, a number of them, or shares (0.25,0.5,1).",
+    ),
+]
 PlanOption = Annotated[
     str | None,
     typer.Option(

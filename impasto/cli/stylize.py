@@ -30,6 +30,7 @@ def stylize(
     iterations: Annotated[
         int | None, typer.Option(min=1, help="Iterations of the solver. (default: the preset's)")
     ] = None,
+    scales: options.ScalesOption = "auto",
     preset: options.PresetOption = options.DEFAULT_PRESET,
     init: Annotated[
         str | None,
@@ -125,7 +126,10 @@ def stylize(
     )
 
     from impasto.cli.paint import paint, stop_on_signals
+    from impasto.runtime.scales import parse_scales
     from impasto.runtime.stylizer import Stylizer
+
+    sizes = parse_scales(scales)
 
     with (
         stop_on_signals() as request,
@@ -142,7 +146,7 @@ def stylize(
         ) as stylizer,
     ):
         # Named pictures and paths alike; a path object would be looked for even if it is called "noise".
-        painting = stylizer.begin(content, style, size=size, init=init, seed=seed, checkpoint=kept)
+        painting = stylizer.begin(content, style, size=size, scales=sizes, init=init, seed=seed, checkpoint=kept)
         if resume and not quiet:
             at = painting.resumed
             say("no checkpoint yet: from the beginning" if at is None else f"on from iteration {at.iteration}")
