@@ -10,8 +10,6 @@ from impasto.export.objective import Objective, Targets
 from impasto.models.weights import Weights
 from impasto.runtime.problem import Evaluator, FloatArray, Problem
 
-Taps = tuple[str, ...]
-
 Plan = Literal["fused", "sliced", "tiled"]
 PLANS: tuple[Plan, ...] = ("fused", "sliced", "tiled")
 
