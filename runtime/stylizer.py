@@ -84,6 +84,7 @@ class Stylizer:
         else:
             self.backend = open_backend(backend, engines, threads, precision, engine_options)
         self.plan = plan
+        self.backend.settle(self.weights, self.preset.objective, plan)
         reached = self.weights.taps
         left_out = [t for t in asked.objective.taps if resolve_tap(self.weights.backbone, t) not in reached]
         notes = [note] if note else []

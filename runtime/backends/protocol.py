@@ -45,6 +45,10 @@ class Backend(Protocol):
     progress: Callable[[str, int, int], None] | None
     """Called while something is compiled for minutes: a phase, how many of its steps are done, of how many."""
 
+    def settle(self, weights: Weights, objective: Objective, plan: Plan | None) -> None:
+        """Take the ``precision`` that suits a network and a plan, where none was asked for."""
+        ...
+
     def calibrate(self, weights: Weights, objective: Objective, image: FloatArray) -> Calibration:
         """Return scale and threshold of every `Filters` layer that the objective needs, for the style picture.
 
