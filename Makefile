@@ -65,9 +65,9 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@touch $@
 
 # Other people's programs; neural-style alone, for it asks for torchvision, which has no build beside torch for CPUs alone.
-$(VENV)/.peers: $(VENV)/.dev
+$(VENV)/.peers: $(VENV)/.dev constraints.txt
 	$(PIP) install -c constraints.txt -e '.[peers]'
-	$(PIP) install --no-deps neural-style==0.5.7
+	$(PIP) install -c constraints.txt --no-deps neural-style
 	@touch $@
 
 $(VENV)/.typed: $(SOURCES) pyproject.toml | $(VENV)/.dev

@@ -11,8 +11,8 @@ from benchmarks.pictures import square
 from benchmarks.task import Run, Task, answer, peak_bytes
 from impasto.export.objective import Objective
 from impasto.models.conventions import pixel_space
+from impasto.models.layers import Conv, Layer, Pool, Relu
 from impasto.models.locate import find_weights
-from impasto.models.reference import Reference
 from impasto.models.weights import Weights
 from impasto.optimize.cpus import available_cpus
 from impasto.runtime.presets import Preset
@@ -79,10 +79,13 @@ class _Johnson(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.objective = objective
-        self.network = Reference(weights, objective.taps, dtype=torch.bfloat16 if bf16 else torch.float32)
+        self.layers = torch.nn.ModuleDict(
+            {layer.name: module(layer, weights) for layer in weights.backbone.needed(objective.taps)}
+        )
+        self.layers.requires_grad_(False)
         self.bf16 = bf16
         if bf16:
-            self.network.to(memory_format=torch.channels_last)
+            self.layers.to(torch.bfloat16, memory_format=torch.channels_last)
         with torch.no_grad():
             of_content, of_style = self.features_of(content), self.features_of(style)
             self.features = {tap: of_content[tap] for tap in objective.content}
@@ -100,7 +103,28 @@ class _Johnson(torch.nn.Module):
     def features_of(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         if self.bf16:
             x = x.to(torch.bfloat16, memory_format=torch.channels_last)
-        return {tap: features.float() for tap, features in self.network(x).items()}
+        found = {}
+        for name, layer in self.layers.items():
+            x = layer(x)
+            if name in self.objective.taps:
+                found[name] = x.float()
+        return found
+
+
+def module(layer: Layer, weights: Weights) -> torch.nn.Module:
+    """Return a layer of VGG as torch has it; raise `TypeError` for another network's."""
+    match layer:
+        case Conv():
+            conv = torch.nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel, padding=layer.kernel // 2)
+            conv.weight.data, conv.bias.data = (
+                torch.from_numpy(weights.tensors[name].copy()) for name in layer.tensors()
+            )
+            return conv
+        case Relu():
+            return torch.nn.ReLU()
+        case Pool():
+            return torch.nn.MaxPool2d(2)
+    raise TypeError(f"VGG has no {layer}")
 
 
 def gram(features: torch.Tensor) -> torch.Tensor:

@@ -12,10 +12,9 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from benchmarks.closure import Closure
-from benchmarks.plain_torch import encoded, gram, start, total_variation
+from benchmarks.plain_torch import encoded, gram, module, start, total_variation
 from benchmarks.task import Run, Task, answer, peak_bytes
 from impasto.export.objective import Objective
-from impasto.models.layers import Conv, Pool, Relu
 from impasto.models.locate import find_weights
 from impasto.models.weights import Weights
 from impasto.optimize.cpus import available_cpus
@@ -81,7 +80,7 @@ def _model(
     contents: dict[str, _ContentLoss] = {}
     styles: dict[str, _StyleLoss] = {}
     for layer in weights.backbone.needed(objective.taps):
-        model.add_module(layer.name, _module(layer, weights))
+        model.add_module(layer.name, module(layer, weights))
         if layer.name in objective.content:
             contents[layer.name] = _ContentLoss(model(content))
             model.add_module(f"content_loss_{layer.name}", contents[layer.name])
@@ -89,21 +88,6 @@ def _model(
             styles[layer.name] = _StyleLoss(model(style))
             model.add_module(f"style_loss_{layer.name}", styles[layer.name])
     return model, contents, styles
-
-
-def _module(layer: object, weights: Weights) -> nn.Module:
-    match layer:
-        case Conv():
-            module = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel, padding=layer.kernel // 2)
-            module.weight.data, module.bias.data = (
-                torch.from_numpy(weights.tensors[name].copy()) for name in layer.tensors()
-            )
-            return module
-        case Relu():
-            return nn.ReLU(inplace=False)
-        case Pool():
-            return nn.MaxPool2d(2)
-    raise TypeError(f"the tutorial's network has no {layer}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def watch(backend: Backend, after: After) -> None:
     def watched(problem: Problem, plan: Plan, memory: int | None = None) -> Evaluator:
         return _Watched(prepare(problem, plan, memory), after)
 
-    backend.prepare = watched  # type: ignore[method-assign]  # of this backend alone
+    backend.prepare = watched  # of this backend alone
 
 
 class _Watched:
