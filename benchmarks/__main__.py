@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name} …", file=sys.stderr, flush=True)
             sections[name] = BENCHMARKS[name](machine, options.quick)
     except ImpastoError as error:
+        print(document(machine, list(sections.values()), options.quick), end="")  # what took long is not lost
         print(error, file=sys.stderr)
         return error.exit_code
     text = document(machine, list(sections.values()), options.quick)

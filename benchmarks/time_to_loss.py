@@ -71,7 +71,7 @@ def _descend(name: str, task: Task, judged: Callable[[FloatArray], float], targe
         kept = replace(task, trail=trail, trail_from=_NEAR * target, until=_BEYOND * target)
         ran = run(PROGRAMS[name].worker, kept, cache)
         count, lowest = first_below(Path(trail), judged, target)
-    near = min(ran.losses) if lowest is None else lowest
+    near = float(np.nanmin(ran.losses)) if lowest is None else lowest  # steps without a line search may end in NaN
     return Reached(count, [sum(ran.seconds[:count])], near / target)
 
 

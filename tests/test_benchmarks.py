@@ -347,6 +347,20 @@ def test_command_runs_and_writes_json(
     assert figures["machine"]["cpus"] >= 1
 
 
+def test_command_prints_what_it_has_when_a_part_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(machine: Machine, quick: bool) -> Section:
+        raise ImpastoError("no luck")
+
+    found = Section("Found", ("words",), (), {})
+    monkeypatch.setattr("benchmarks.__main__.BENCHMARKS", {"a": lambda *_: found, "b": fails})
+    assert main(["a", "b"]) == ImpastoError.exit_code
+    printed = capsys.readouterr()
+    assert "## Found" in printed.out
+    assert "no luck" in printed.err
+
+
 @pytest.mark.parametrize("arguments", [["speed"], ["--write", "--quick"], ["--write", "solvers"]])
 def test_command_refuses(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
