@@ -30,7 +30,7 @@ lint: $(VENV)/.dev $(VENV)/.typed  ## Check style (ruff) and types (mypy --stric
 engines: $(VENV)/.runtime $(if $(GPU),$(VENV)/.gpu)  ## Compile engines for this host into the cache (ARGS="--size 512x384 --weights …")
 	$(BIN)/impasto engines build $(ARGS)
 
-bench: $(VENV)/.dev  ## Measure against PyTorch, and print the tables of docs/benchmarks.md
+bench: $(VENV)/.peers  ## Measure against PyTorch, and print the tables of docs/benchmarks.md
 	$(BIN)/python -m benchmarks $(ARGS)
 
 gpu-check: $(VENV)/.runtime $(if $(GPU),$(VENV)/.torch)  ## Prove kernels, engines and plans on a GPU host (ARGS="kernels --quick")
@@ -62,6 +62,12 @@ $(VENV)/.torch: $(VENV)/.gpu
 $(VENV)/.dev: $(VENV)/.runtime
 	$(PIP) install -c constraints.txt -e '.[dev,reference,scipy,keras,openvino]'
 	@rm -f $(VENV)/.gpu  # onnxruntime has come back
+	@touch $@
+
+# Other people's programs; neural-style alone, for it asks for torchvision, which has no build beside torch for CPUs alone.
+$(VENV)/.peers: $(VENV)/.dev constraints.txt
+	$(PIP) install -c constraints.txt -e '.[peers]'
+	$(PIP) install -c constraints.txt --no-deps neural-style
 	@touch $@
 
 $(VENV)/.typed: $(SOURCES) pyproject.toml | $(VENV)/.dev

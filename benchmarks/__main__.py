@@ -9,7 +9,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import backends, bank, convergence, evaluation, memory, quality, scaling, solver_cost, startup
+from benchmarks import (
+    bank,
+    convergence,
+    evaluation,
+    memory,
+    profiling,
+    quality,
+    scaling,
+    sizes,
+    solver_cost,
+    startup,
+    time_to_loss,
+)
 from benchmarks.machine import Machine, this_machine
 from benchmarks.report import Section, document
 from benchmarks.task import ROOT
@@ -17,10 +29,12 @@ from impasto.errors import ImpastoError
 
 BENCHMARKS: dict[str, Callable[[Machine, bool], Section]] = {
     "evaluation": evaluation.section,
-    "backends": backends.section,
+    "sizes": sizes.section,
+    "scaling": scaling.section,
+    "time_to_loss": time_to_loss.section,
+    "profile": profiling.section,
     "bank": bank.section,
     "quality": quality.section,
-    "scaling": scaling.section,
     "memory": memory.section,
     "convergence": convergence.section,
     "startup": startup.section,
@@ -40,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name} …", file=sys.stderr, flush=True)
             sections[name] = BENCHMARKS[name](machine, options.quick)
     except ImpastoError as error:
+        print(document(machine, list(sections.values()), options.quick), end="")  # what took long is not lost
         print(error, file=sys.stderr)
         return error.exit_code
     text = document(machine, list(sections.values()), options.quick)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -10,6 +11,7 @@ from statistics import median
 from benchmarks.evaluation import WARM_UP
 from benchmarks.machine import Machine
 from benchmarks.pictures import pairs
+from benchmarks.programs import OPENVINO, OPENVINO_BF16, ORT, here, in_turns
 from benchmarks.report import Bound, Section, Table, spread
 from benchmarks.task import Run, Task, run
 from impasto.runtime.recipes import FILTERBANK, JOHNSON
@@ -45,16 +47,22 @@ def measure(bank: Task, vgg: Task, rounds: int) -> Costs:
 
 def section(_machine: Machine, quick: bool) -> Section:
     """Measure and report."""
-    size, rounds, evaluations = (96, 2, 5) if quick else (512, 5, 12)
+    size, rounds, evaluations = (96, 2, 5) if quick else (512, 3, 12)
     vgg = Task(JOHNSON, "random", *pairs()[0], size, evaluations)
-    found = measure(replace(vgg, preset=replace(FILTERBANK, stages=()), weights=FILTERBANK.weights), vgg, rounds)
+    bank = replace(vgg, preset=replace(FILTERBANK, stages=()), weights=FILTERBANK.weights)
+    found = measure(bank, vgg, rounds)
     shares = found.shares()
+    backends, left_out = here((ORT, OPENVINO, OPENVINO_BF16, f"{ORT}, tiled"))
+    by_backend = in_turns(bank, dict.fromkeys(backends, rounds))
     return Section(
         title="The filter bank",
         body=(
-            f"One evaluation at {size}×{size} px, fused, solver and loop included: the median of the "
+            f"One evaluation at {size}×{size} px by ONNX Runtime, fused, solver and loop included: the median of the "
             f"{evaluations - WARM_UP} evaluations after the first {WARM_UP}, in each of {rounds} rounds.",
             costs_table(found),
+            "The filter bank by each backend; OpenVINO takes bf16 for it only if asked to.",
+            backends_table(by_backend),
+            *([left_out] if left_out else []),
         ),
         bounds=(
             Bound(
@@ -64,8 +72,22 @@ def section(_machine: Machine, quick: bool) -> Section:
                 median(shares) <= _MOST_SHARE,
             ),
         ),
-        data={name: [asdict(run) for run in runs] for name, runs in found.runs.items()},
+        data={name: [asdict(run) for run in runs] for name, runs in {**found.runs, **by_backend}.items()},
     )
+
+
+def backends_table(runs: Mapping[str, list[Run]]) -> Table:
+    """Return a row for each program."""
+    rows = tuple(
+        (
+            name,
+            spread([1e3 * median(run.seconds[WARM_UP:]) for run in found], ".0f"),
+            f"{max(run.peak_bytes for run in found) / 1e9:.2f}",
+        )
+        for name, found in runs.items()
+        if found
+    )
+    return Table(("", "ms", "peak memory, GB"), rows)
 
 
 def costs_table(found: Costs) -> Table:

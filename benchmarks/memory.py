@@ -119,7 +119,7 @@ def paint(case: Case) -> Found:
         precision=case.precision,
         limits=Limits(memory=None),
     ) as stylizer:
-        job = replace(stylizer.job(*pictures, size=case.side), tile_memory=case.tile_memory)
+        job = replace(stylizer.job(*pictures, size=case.side, scales=1), tile_memory=case.tile_memory)
         for _ in Painting(job, stylizer.backend):
             pass
         measured = peak_bytes() - imports

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 
@@ -11,25 +11,26 @@ import numpy as np
 import onnx  # noqa: F401
 import onnxruntime  # noqa: F401
 
+from benchmarks.descent import Descent
 from benchmarks.pictures import square
 from benchmarks.task import Run, Task, answer, peak_bytes
+from benchmarks.watch import watch
 from impasto.optimize.cache import EngineCache
-from impasto.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from impasto.runtime.backends.protocol import Plan
-from impasto.runtime.problem import Evaluator, FloatArray, Losses, Problem
+from impasto.runtime.backends.protocol import Backend
+from impasto.runtime.problem import FloatArray
 from impasto.runtime.stylizer import Stylizer
+
+_IMPORTS = {"openvino": ("openvino",), "torch": ("impasto.runtime.backends.torch",)}
 
 
 def paint(task: Task) -> Run:
     """Paint the task."""
-    if task.backend.startswith("openvino"):
-        import openvino  # noqa: F401
+    for module in _IMPORTS.get(task.backend, ()):
+        import_module(module)
     imports = peak_bytes()
     preset = replace(task.preset, evaluations=task.evaluations)
     content, style = square(task.content, task.size), square(task.style, task.size)
-    seconds: list[float] = []
-    losses: list[float] = []
-    last = 0.0
+    descent = Descent(task)
     with (
         EngineCache() as cache,
         Stylizer(
@@ -41,40 +42,31 @@ def paint(task: Task) -> Run:
             cache=cache,
         ) as stylizer,
     ):
-        keeping = _KeepingBackend(cache)
-        if task.iterate is not None:
-            stylizer.backend = keeping
-        for step in stylizer.steps(content, style, size=task.size):
-            seconds.append(step.seconds - last)
-            losses.append(step.loss)
-            last = step.seconds
-    if task.iterate is not None:
-        np.save(task.iterate, keeping.lowest.image)
-    return Run(seconds, losses, peak_bytes(), imports)
+        seen = _Seen(stylizer.backend) if task.iterate is not None or task.trail is not None else None
+        times: list[float] = []
+        painting = stylizer.begin(content, style, size=task.size, scales=1)
+        for step in painting:
+            times = times or [descent.clock() - step.seconds]
+            times.append(descent.clock())
+            descent.evaluated(step.loss, lambda: seen.image if seen else _NOTHING)
+            if descent.over:
+                break
+        found = descent.run(times, imports)
+        return replace(found, plan=painting.result().plan)
 
 
-class _KeepingBackend(OnnxRuntimeBackend):
-    """Keeps the iterate of the lowest loss as it is: results are rounded to what a picture can hold."""
+class _Seen:
+    """Knows the image that was evaluated last, as it is: results are rounded to what a picture can hold."""
 
-    lowest: _Lowest
+    def __init__(self, backend: Backend) -> None:
+        self.image = _NOTHING
+        watch(backend, self._see)
 
-    def prepare(self, problem: Problem, plan: Plan) -> Evaluator:
-        self.lowest = _Lowest(super().prepare(problem, plan))
-        return self.lowest
+    def _see(self, image: FloatArray, _seconds: float) -> None:
+        self.image = image
 
 
-class _Lowest:
-    def __init__(self, evaluator: Evaluator) -> None:
-        self._evaluator = evaluator
-        self._loss = math.inf
-        self.image: FloatArray = np.empty(0, np.float32)
-
-    def evaluate(self, image: FloatArray) -> Losses:
-        losses = self._evaluator.evaluate(image)
-        if losses.total < self._loss:
-            self._loss, self.image = losses.total, image.copy()
-        return losses
-
+_NOTHING: FloatArray = np.empty(0, np.float32)
 
 if __name__ == "__main__":
     answer(paint)

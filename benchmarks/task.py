@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from impasto.errors import ImpastoError
+from impasto.errors import ImpastoError, LimitError
 from impasto.runtime.backends.protocol import Plan
 from impasto.runtime.presets import Preset
 from impasto.runtime.result import peak_memory
 
 ROOT = Path(__file__).parents[1]
 
-Worker = Literal["stylizer", "plain_torch"]
+Worker = Literal["stylizer", "plain_torch", "tutorial", "neural_style", "pastiche"]
+"""The module that paints. The last two are other people's packages, and paint as those do."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,10 @@ class Task:
 
     ``content`` and ``style`` are names that `benchmarks.pictures.square` knows, ``weights`` one that `find_weights`
     knows. ``iterate``, if given, is the file that gets the best iterate, (1, 3, size, size) float32 as ``.npy``.
-    ``backend`` and ``precision`` are the stylizer's; plain PyTorch takes the precision alone, fp32 or bf16.
+    ``trail``, if given, is a folder that gets every iterate that is the best so far and no worse than ``trail_from``,
+    by the number of its evaluation, from 0; the painting ends early at a loss of ``until``. ``backend``, ``precision``
+    and ``plan`` are the stylizer's; plain PyTorch takes the precision, fp32 or bf16, and ``torch.compile`` for a
+    backend.
     """
 
     preset: Preset
@@ -36,8 +43,11 @@ class Task:
     style: str
     size: int
     evaluations: int
-    plan: Plan = "fused"
+    plan: Plan | None = "fused"
     iterate: str | None = None
+    trail: str | None = None
+    trail_from: float = math.inf
+    until: float = -math.inf
     backend: str = "onnxruntime"
     precision: str | None = None
 
@@ -58,36 +68,52 @@ class Run:
 
     ``seconds`` holds, for each evaluation, the time since the one before (the first: since the descent began), so
     solver and loop are in it; ``losses`` what each found. ``peak_bytes`` is the process's largest resident size,
-    ``imports_bytes`` what it was once everything was imported and nothing done.
+    ``imports_bytes`` what it was once everything was imported and nothing done. ``plan`` is what a stylizer took.
     """
 
     seconds: list[float]
     losses: list[float]
     peak_bytes: int
     imports_bytes: int
+    plan: str = ""
 
 
 def run(worker: Worker, task: Task, cache: Path) -> Run:
-    """Run a task in a process of its own, with its engines in ``cache``.
+    """Run a task in a process of its own, with its engines in ``cache``; raise as `ask` does."""
+    return Run(**ask(worker, task.to_json(), cache))
 
-    Raises `ImpastoError` when the process fails.
+
+def ask(worker: str, question: str, cache: Path) -> dict[str, Any]:
+    """Return what a worker answers, JSON to JSON, in a process of its own with its engines in ``cache``.
+
+    Raises `LimitError` when there is not enough memory for it, `ImpastoError` when it fails for another reason.
     """
     process = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{worker}", task.to_json()],
+        [sys.executable, "-m", f"benchmarks.{worker}", question],
         cwd=ROOT,
-        env={**os.environ, "IMPASTO_CACHE": str(cache)},
+        env={**os.environ, "IMPASTO_CACHE": str(cache), "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor")},
         capture_output=True,
         text=True,
     )
     if process.returncode:
         last = (process.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ImpastoError(f"benchmark worker {worker} ended with {process.returncode}: {last}")
-    return Run(**json.loads(process.stdout))
+        short = process.returncode in (LimitError.exit_code, -signal.SIGKILL)  # the system's own remedy, too
+        kind = LimitError if short else ImpastoError
+        raise kind(f"benchmark worker {worker} ended with {process.returncode}: {last}")
+    answered: dict[str, Any] = json.loads(process.stdout)
+    return answered
 
 
-def answer(paint: Callable[[Task], Run]) -> None:
-    """Do what the command line asks and print the answer: the main function of a worker."""
-    json.dump(asdict(paint(Task.from_json(sys.argv[1]))), sys.stdout)
+def answer(paint: Callable[[Task], Any]) -> None:
+    """Do what the command line asks and print the answer, a dataclass: the main function of a worker."""
+    output = sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):  # other people's programs talk
+            found = paint(Task.from_json(sys.argv[1]))
+    except LimitError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    json.dump(asdict(found), output)
 
 
 def peak_bytes() -> int:

@@ -27,6 +27,7 @@ from impasto.runtime.presets import Preset
 from impasto.runtime.read_image import Source, read_image
 from impasto.runtime.recipes import find_preset
 from impasto.runtime.result import Result, TracePoint
+from impasto.runtime.scales import Scales
 from impasto.runtime.stylizer import Stylizer
 
 _ITERATIONS = 3
@@ -91,13 +92,14 @@ class FakeStylizer:
         *,
         size: int | None = None,
         iterations: int | None = None,
+        scales: Scales = "auto",
         init: Source | str | None = None,
         seed: int = 0,
     ) -> FakePainting:
         """Return the painting of a job, as `Stylizer.begin` does."""
         if size is not None and size < 1:
             raise UsageError(f"size is {size}: give at least 1 pixel")
-        self.jobs.append({"size": size, "iterations": iterations, "init": init, "seed": seed})
+        self.jobs.append({"size": size, "iterations": iterations, "scales": scales, "init": init, "seed": seed})
         pictures = [read_image(each, self.limits) for each in (content, style)]
         sizing = self.preset.sizing if size is None else self.preset.sizing.with_size(size)
         at = sizing.apply(*pictures[0].size)

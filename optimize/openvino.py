@@ -20,6 +20,7 @@ from impasto.errors import EngineError, GraphError, ImpastoError, LimitError, Un
 from impasto.export.graph import Graph
 from impasto.export.precision import Precision
 from impasto.optimize.cache import EngineCache
+from impasto.optimize.channels_last import channels_last_grams
 from impasto.optimize.cpus import available_cpus
 from impasto.optimize.keys import EngineKey, cpu
 
@@ -58,6 +59,8 @@ def compile_graph(
     ov = import_openvino()
     core = ov.Core()
     settings = _settings(ov, device, precision, threads or available_cpus())
+    if device == "CPU":
+        graph = channels_last_grams(graph)
 
     def compiled() -> CompiledModel:
         model = graph.model().SerializeToString()

@@ -88,6 +88,7 @@ def fingerprint(content: Path, style_digest: str, stylizer: Stylizer, spec: JobS
         "preset": stylizer.preset.to_json(),
         "weights": stylizer.weights.sha256,
         "size": spec.size,
+        "scales": spec.scales,
         "seed": spec.seed,
         "backend": spec.backend,
         "plan": spec.plan,

@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
-
 from impasto.export.forward import forward_graph
 from impasto.export.fused import fused_graph
 from impasto.export.graph import Graph
@@ -22,13 +20,12 @@ from impasto.export.precision import Precision
 from impasto.export.slices import slice_graph
 from impasto.export.statistics import statistics_graph
 from impasto.export.windowed import gradient_window, statistics_window, values_window, window_network
-from impasto.export.windows import Piece
 from impasto.models.conventions import pixel_space
 from impasto.models.layers import Conv, Filters, Pool, Relu
 from impasto.models.weights import Weights
 from impasto.runtime.backends.protocol import Backend, Plan
 from impasto.runtime.execution import held_bytes
-from impasto.runtime.plans.memory import weight_bytes
+from impasto.runtime.plans.memory import weight_bytes, with_whole_interiors
 from impasto.runtime.plans.tiling import TILED_MEMORY, Tiling, array_bytes, kept_content, tile
 
 _MEASURING = 0.25
@@ -167,22 +164,8 @@ def _window_graphs(
             made.append(statistics_window(network, piece, window, style))
         if not again.isdisjoint(piece.taps):
             made.append(values_window(network, piece, window, again))
-        graphs += [_with_whole_interiors(graph, piece, window) for graph in made]
+        graphs += [with_whole_interiors(graph, piece, window) for graph in made]
     return graphs
-
-
-def _with_whole_interiors(graph: Graph, piece: Piece, window: tuple[int, int]) -> Graph:
-    """Return a window's graph with the largest interiors there can be, by which all shapes are known."""
-    fixed = graph.copy(graph.name)
-    for tap in piece.taps:
-        grid = [side // piece.reach[tap].stride for side in window]
-        for bound, value in {"begin": np.zeros(2, np.int64), "end": np.asarray(grid)}.items():
-            if fixed.inputs.pop(f"{tap}.{bound}", None):
-                fixed.constants[f"{tap}.{bound}"] = value
-        if f"content.{tap}" in fixed.inputs:
-            dtype, sides = fixed.inputs[f"content.{tap}"]
-            fixed.inputs[f"content.{tap}"] = (dtype, (*sides[:2], *grid))
-    return fixed
 
 
 def _bytes(weights: Weights, tap: str, shape: tuple[int, int]) -> int:

@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from impasto.errors import UsageError
 from impasto.export.forward import Pooling
@@ -49,6 +49,10 @@ class JobSpec:
     preset: Annotated[str | Preset, About("Name of a preset, or a preset whole.")] = "impasto"
     size: Annotated[int | None, About("Long side of the result in pixels.", low=1)] = None
     iterations: Annotated[int | None, About("Iterations of the solver.", low=1)] = None
+    scales: Annotated[
+        Literal["auto", "preset"] | int | tuple[float, ...],
+        About("Sizes to paint at: auto, preset (its own), their number, or their shares of the size, 1 the last."),
+    ] = "auto"
     init: Annotated[str | None, About("What to start from: content, noise, style, or a picture's path.")] = None
     seed: Annotated[int, About("Seed of the noise.", low=0, high=2**32 - 1)] = 0
     content_weight: Annotated[float | None, About("Largest weight of the content terms.", low=0)] = None
@@ -84,6 +88,8 @@ class JobSpec:
         given = dict(values)
         if isinstance(given.get("preset"), Mapping):
             given["preset"] = Preset.from_json({"sizing": asdict(Preset.sizing), **given["preset"]})
+        if isinstance(given.get("scales"), list):
+            given["scales"] = tuple(given["scales"])
         spec = cls(**given)
         spec.make_limits()
         return spec if folder is None else spec.located(folder)
@@ -187,6 +193,7 @@ def described(job: Job, backend: Backend) -> dict[str, Any]:
     paths: dict[str, Any] = {name: _path(picture) for name, picture in pictures.items()}
     spec = JobSpec(
         preset=replace(job.preset, sizing=job.sizing),
+        scales="preset",
         seed=job.seed,
         backend=backend.name,
         plan=plan,

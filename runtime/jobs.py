@@ -53,7 +53,10 @@ def read_pictures(spec: JobSpec, stylizer: Stylizer) -> Job:
     if spec.content is None or spec.style is None:
         missing = "content" if spec.content is None else "style"
         raise UsageError(f"the job names no {missing}: give the path of a picture")
-    job = stylizer.job(spec.content, spec.style, size=spec.size, init=spec.init, seed=spec.seed)
+    scales = "auto" if spec.scales == "preset" else spec.scales
+    job = stylizer.job(spec.content, spec.style, size=spec.size, scales=scales, init=spec.init, seed=spec.seed)
+    if spec.scales == "preset":
+        job = replace(job, preset=replace(job.preset, solver=stylizer.preset.solver, stages=stylizer.preset.stages))
     _check_pictures(spec, job)
     return replace(job, tile_memory=spec.tile_memory)
 

@@ -155,6 +155,18 @@ class Preset:
             return replace(self, solver=replace(self.solver, rounds=rounds), evaluations=iterations)
         return replace(self, evaluations=iterations)
 
+    @property
+    def counts_iterations(self) -> bool:
+        """Tell whether the solver has a number of iterations, which stages need."""
+        return isinstance(self.solver, LBFGS | Adam | SGD)
+
+    def with_stages(self, stages: tuple[Stage, ...]) -> Preset:
+        """Return the preset with these stages, among which its iterations are shared out as theirs are.
+
+        Fewer iterations than stages leave out the first ones.
+        """
+        return replace(self, stages=stages).with_iterations(self.total_iterations())
+
     def with_solver(self, name: str) -> Preset:
         """Return the preset with another solver, at settings that suit its pixel space, for as many iterations.
 

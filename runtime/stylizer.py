@@ -33,6 +33,7 @@ from impasto.runtime.presets import INITS, Preset
 from impasto.runtime.prospect import Prospect, foresee
 from impasto.runtime.read_image import Source, read_image
 from impasto.runtime.result import Result
+from impasto.runtime.scales import Scales, with_scales
 
 _TIMED = 8
 """Iterations by which a plan is timed: the first few capture graphs and fill caches."""
@@ -87,6 +88,7 @@ class Stylizer:
         else:
             self.backend = open_backend(backend, engines, threads, precision, engine_options)
         self.plan = plan
+        self.backend.settle(self.weights, self.preset.objective, plan)
         reached = self.weights.taps
         left_out = [t for t in asked.objective.taps if resolve_tap(self.weights.backbone, t) not in reached]
         notes = [note] if note else []
@@ -119,13 +121,14 @@ class Stylizer:
         *,
         size: int | None = None,
         iterations: int | None = None,
+        scales: Scales = "auto",
         init: Source | str | None = None,
         seed: int = 0,
         checkpoint: Checkpoint | None = None,
     ) -> Result:
         """Paint ``content`` in the style of ``style`` to the end and return the best picture; see `steps`."""
         painting = self.begin(
-            content, style, size=size, iterations=iterations, init=init, seed=seed, checkpoint=checkpoint
+            content, style, size=size, iterations=iterations, scales=scales, init=init, seed=seed, checkpoint=checkpoint
         )
         for _ in self._exclusively(painting):
             pass
@@ -138,6 +141,7 @@ class Stylizer:
         *,
         size: int | None = None,
         iterations: int | None = None,
+        scales: Scales = "auto",
         init: Source | str | None = None,
         seed: int = 0,
         checkpoint: Checkpoint | None = None,
@@ -146,9 +150,10 @@ class Stylizer:
 
         Pictures are paths, bytes, Pillow images or arrays, as `read_image` takes them. ``size`` is the long side of
         the result in pixels (the preset's own size if it is not given; a picture already of that size is not
-        resampled). ``iterations`` replaces the preset's. ``init`` is ``content``, ``noise``, ``style`` or a picture to
-        start from. ``seed`` draws the noise. ``checkpoint`` is where the painting's state is kept, and whether to go on
-        from there.
+        resampled). ``iterations`` replaces the preset's. ``scales`` are the sizes to paint
+        at, one after the other (`impasto.runtime.scales`): ``auto``, a number of them, or their shares of the result's.
+        ``init`` is ``content``, ``noise``, ``style`` or a picture to start from. ``seed`` draws the noise.
+        ``checkpoint`` is where the painting's state is kept, and whether to go on from there.
 
         A job that does not fit into the memory that the limits leave is tiled, unless a plan was named, and its L-BFGS
         keeps fewer pairs; the result's notes say so.
@@ -158,7 +163,7 @@ class Stylizer:
         as `Painting` does.
         """
         painting = self.begin(
-            content, style, size=size, iterations=iterations, init=init, seed=seed, checkpoint=checkpoint
+            content, style, size=size, iterations=iterations, scales=scales, init=init, seed=seed, checkpoint=checkpoint
         )
         return self._exclusively(painting)
 
@@ -195,10 +200,10 @@ class Stylizer:
         `ImageError` for a size that is too small.
         """
         ramp = np.linspace(0, 1, height * width * 3, dtype=np.float32).reshape(height, width, 3)
-        stages = max(1, len(self.preset.stages))
         compared = self.backend.plans if self.plan is None and len(self.backend.plans) > 1 else ()
-        iterations = _TIMED * stages if compared else stages
-        job = self.job(ramp, ramp[::-1], size=max(width, height), iterations=iterations)
+        job = self.job(ramp, ramp[::-1], size=max(width, height))
+        iterations = max(1, len(job.preset.stages)) * (_TIMED if compared else 1)
+        job = replace(job, preset=job.preset.with_iterations(iterations))
         for plan in compared or (self.plan,):
             for _ in self._exclusively(self.painting(replace(job, plan=plan))):
                 pass
@@ -210,6 +215,7 @@ class Stylizer:
         *,
         size: int | None = None,
         iterations: int | None = None,
+        scales: Scales = "auto",
         init: Source | str | None = None,
         seed: int = 0,
         checkpoint: Checkpoint | None = None,
@@ -218,7 +224,7 @@ class Stylizer:
 
         Paintings of one stylizer must be run one after the other.
         """
-        job = self.job(content, style, size=size, iterations=iterations, init=init, seed=seed)
+        job = self.job(content, style, size=size, iterations=iterations, scales=scales, init=init, seed=seed)
         return self.painting(job, checkpoint)
 
     def foresee(
@@ -228,6 +234,7 @@ class Stylizer:
         *,
         size: int | None = None,
         iterations: int | None = None,
+        scales: Scales = "auto",
         init: Source | str | None = None,
         timed: bool = True,
     ) -> Prospect:
@@ -236,7 +243,7 @@ class Stylizer:
         Nothing is painted. With ``timed`` an evaluation is timed at a small size, unless that was done before. Raises
         as `begin` does, but for memory.
         """
-        job = self.job(content, style, size=size, iterations=iterations, init=init)
+        job = self.job(content, style, size=size, iterations=iterations, scales=scales, init=init)
         with self.exclusive():
             return foresee(job, self.backend, self._memory(job), timed=timed)
 
@@ -247,6 +254,7 @@ class Stylizer:
         *,
         size: int | None = None,
         iterations: int | None = None,
+        scales: Scales = "auto",
         init: Source | str | None = None,
         seed: int = 0,
     ) -> Job:
@@ -255,14 +263,17 @@ class Stylizer:
             raise UsageError(f"size is {size}: give at least 1 pixel")
         if not 0 <= seed < 2**32:
             raise UsageError(f"seed is {seed}: give a whole number from 0 to 2³²-1")
-        preset = self.preset if iterations is None else self.preset.with_iterations(iterations)
+        asked = self.preset if iterations is None else self.preset.with_iterations(iterations)
+        picture = read_image(content, self.limits)
+        sizing = asked.sizing if size is None else asked.sizing.with_size(size)
+        preset = with_scales(asked, scales, max(sizing.apply(*picture.size)))
         job = Job(
-            content=read_image(content, self.limits),
+            content=picture,
             style=read_image(style, self.limits),
             preset=preset,
             weights=self.weights,
             plan=self.plan,
-            sizing=preset.sizing if size is None else preset.sizing.with_size(size),
+            sizing=sizing,
             seed=seed,
             threads=self._threads,
             notes=self.notes,

@@ -117,12 +117,6 @@ class Node:
         """Return a tensor's static shape, None for a dynamic dimension; raise `GraphError` if the rank is unknown."""
         return tuple(d if isinstance(d, int) else None for d in self._type(name)[1])
 
-    def static_shape(self, name: str) -> tuple[int, ...] | None:
-        """Return the shape if every dimension is known."""
-        shape = self.shape(name)
-        known = tuple(d for d in shape if d is not None)
-        return known if len(known) == len(shape) else None
-
     def dtype(self, name: str) -> np.dtype[Any]:
         """Return a tensor's element type."""
         return self._type(name)[0]

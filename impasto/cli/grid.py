@@ -29,6 +29,7 @@ def grid(
     iterations: Annotated[
         int | None, typer.Option(min=1, help="Iterations of the solver. (default: the preset's)")
     ] = None,
+    scales: options.ScalesOption = "auto",
     preset: options.PresetOption = options.DEFAULT_PRESET,
     init: Annotated[
         str | None,

@@ -99,6 +99,14 @@ BackendOption = Annotated[
         rich_help_panel=_ENGINE,
     ),
 ]
+ScalesOption = Annotated[
+    str,
+    typer.Option(
+        "--scales",
+        metavar="auto|N|LIST",
+        help="Sizes to paint at, one after the other: as suits the size, a number of them, or shares (0.25,0.5,1).",
+    ),
+]
 PlanOption = Annotated[
     str | None,
     typer.Option(
@@ -201,6 +209,7 @@ def make_job(context: typer.Context, config: Path | None, needed: Sequence[str] 
     job, values that cannot be, and a needed field that neither has.
     """
     from impasto.runtime.job_spec import JobSpec, read_job
+    from impasto.runtime.scales import parse_scales
 
     spec = JobSpec() if config is None else read_job(config)
     sources = {name: context.get_parameter_source(name) for name in context.params}
@@ -208,6 +217,8 @@ def make_job(context: typer.Context, config: Path | None, needed: Sequence[str] 
     limits = {_LIMIT_OPTIONS.get(name, name): given[name] for name in _LIMIT_NAMES if name in given}
     known = {field.name for field in fields(JobSpec)}
     changes = {name: str(v) if isinstance(v, Path) else v for name, v in given.items() if name in known}
+    if "scales" in given:
+        changes["scales"] = parse_scales(given["scales"])
     if "engine_option" in given:
         changes["engine_options"] = {**spec.engine_options, **make_engine_options(given["engine_option"])}
     if limits:

@@ -31,6 +31,7 @@ def plan(
     iterations: Annotated[
         int | None, typer.Option(min=1, help="Iterations of the solver. (default: the preset's)")
     ] = None,
+    scales: options.ScalesOption = "auto",
     preset: options.PresetOption = options.DEFAULT_PRESET,
     tv_weight: options.TvWeight = None,
     pooling: options.PoolingOption = None,
@@ -67,7 +68,10 @@ def plan(
     )
     pictures, long_side = _pictures(content, style, size)
 
+    from impasto.runtime.scales import parse_scales
     from impasto.runtime.stylizer import Stylizer
+
+    sizes = parse_scales(scales)
 
     with (
         spoken_warnings(json),
@@ -81,7 +85,7 @@ def plan(
             threads=threads,
         ) as stylizer,
     ):
-        found = stylizer.foresee(*pictures, size=long_side, iterations=iterations, timed=not no_time)
+        found = stylizer.foresee(*pictures, size=long_side, iterations=iterations, scales=sizes, timed=not no_time)
     if json:
         emit_json(found.to_json())
     else:

@@ -37,6 +37,7 @@ def stylize(
     iterations: Annotated[
         int | None, typer.Option(min=1, help="Iterations of the solver. (default: the preset's)")
     ] = None,
+    scales: options.ScalesOption = "auto",
     preset: options.PresetOption = options.DEFAULT_PRESET,
     init: Annotated[
         str | None,

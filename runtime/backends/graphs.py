@@ -72,6 +72,9 @@ class GraphBackend(ABC):
     def versions(self) -> dict[str, str]:
         """Return the versions of the packages that results depend on."""
 
+    def settle(self, weights: Weights, objective: Objective, plan: Plan | None) -> None:  # noqa: B027
+        """Most have one precision for all."""
+
     def calibrate(self, weights: Weights, objective: Objective, image: FloatArray) -> Calibration:
         """Calibrate filters, as `Backend.calibrate` says."""
         filters = tuple(layer for layer in weights.backbone.needed(objective.taps) if isinstance(layer, Filters))

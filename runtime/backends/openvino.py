@@ -69,9 +69,7 @@ class OpenVinoBackend(GraphBackend):
 
     def prepare(self, problem: Problem, plan: Plan, memory: int | None = None) -> Evaluator:
         """Return an evaluator, as `Backend.prepare` says; the sliced plan is there in fp32 alone."""
-        self._settle(problem.weights, problem.objective)
-        if plan == "sliced" and self._preferred is not None:
-            self.precision = "fp32"
+        self.settle(problem.weights, problem.objective, plan)
         if plan == "sliced" and self.network_precision != "fp32":
             raise UsageError(f"backend {self.name} has no plan 'sliced' in {self.precision}: take fused, or fp32")
         return super().prepare(problem, plan, memory)
@@ -85,14 +83,15 @@ class OpenVinoBackend(GraphBackend):
         memory: int | None = None,
     ) -> Targets:
         """Measure targets, as `Backend.measure_tiled` says."""
-        self._settle(weights, objective)
+        self.settle(weights, objective, "tiled")
         return super().measure_tiled(weights, objective, content, style, memory)
 
-    def _settle(self, weights: Weights, objective: Objective) -> None:
-        """Take the precision for a network, unless one was asked for."""
+    def settle(self, weights: Weights, objective: Objective, plan: Plan | None) -> None:
+        """Take the precision for a network and a plan, unless one was asked for: filters and slices need fp32."""
         if self._preferred is not None:
             layers = weights.backbone.needed(objective.taps)
-            self.precision = "fp32" if any(isinstance(layer, Filters) for layer in layers) else self._preferred
+            exact = plan == "sliced" or any(isinstance(layer, Filters) for layer in layers)
+            self.precision = "fp32" if exact else self._preferred
 
     def versions(self) -> dict[str, str]:
         """Return OpenVINO's version and ONNX's."""

@@ -10,8 +10,6 @@ from impasto.export.objective import Objective, Targets
 from impasto.models.weights import Weights
 from impasto.runtime.problem import Evaluator, FloatArray, Problem
 
-Taps = tuple[str, ...]
-
 Plan = Literal["fused", "sliced", "tiled"]
 PLANS: tuple[Plan, ...] = ("fused", "sliced", "tiled")
 
@@ -46,6 +44,10 @@ class Backend(Protocol):
     """Those among which `plan_for` chooses."""
     progress: Callable[[str, int, int], None] | None
     """Called while something is compiled for minutes: a phase, how many of its steps are done, of how many."""
+
+    def settle(self, weights: Weights, objective: Objective, plan: Plan | None) -> None:
+        """Take the ``precision`` that suits a network and a plan, where none was asked for."""
+        ...
 
     def calibrate(self, weights: Weights, objective: Objective, image: FloatArray) -> Calibration:
         """Return scale and threshold of every `Filters` layer that the objective needs, for the style picture.

@@ -70,6 +70,9 @@ class TorchBackend:
                     measured[tap] = _numpy(_gram(taps[tap]) / (taps[tap].shape[2] * taps[tap].shape[3]))
             return Measured({tap: _numpy(taps[tap]) for tap in content}, measured, means)
 
+    def settle(self, weights: Weights, objective: Objective, plan: Plan | None) -> None:
+        """There is one precision for all."""
+
     def measure_tiled(self, *_: object) -> Targets:
         """Raise `UsageError`: there is no such plan here."""
         raise self._no_plan("tiled")

@@ -81,9 +81,13 @@ def bytes_per_position(graph: Graph, piece: Piece, window: tuple[int, int]) -> f
 
     The sides of the window are multiples of the piece's stride.
     """
+    return _ARENA * live_bytes(with_whole_interiors(graph, piece, window)) / math.prod(window)
+
+
+def with_whole_interiors(graph: Graph, piece: Piece, window: tuple[int, int]) -> Graph:
+    """Return a window's graph with the largest interiors there can be, by which all shapes are known."""
     fixed = graph.copy(graph.name)
     for tap in piece.taps:
-        # The largest interior there can be: with it all shapes are known.
         grid = [side // piece.reach[tap].stride for side in window]
         for bound, value in {"begin": np.zeros(2, np.int64), "end": np.asarray(grid)}.items():
             if fixed.inputs.pop(f"{tap}.{bound}", None):
@@ -91,7 +95,7 @@ def bytes_per_position(graph: Graph, piece: Piece, window: tuple[int, int]) -> f
         if f"content.{tap}" in fixed.inputs:
             dtype, shape = fixed.inputs[f"content.{tap}"]
             fixed.inputs[f"content.{tap}"] = (dtype, (*shape[:2], *grid))
-    return _ARENA * live_bytes(fixed) / math.prod(window)
+    return fixed
 
 
 def most_positions(piece: Piece, make: MakeGraph, memory: int | None) -> int | None:

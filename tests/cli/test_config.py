@@ -36,7 +36,20 @@ def test_a_file_stands_for_the_options(run, pictures, job, tmp_path):
 
 
 def test_options_come_before_the_file(run, pictures, job, tmp_path):
-    args = ["--size", 16, "--seed", 0, "--init", "noise", "--max-pixels", "none", "--memory-limit", "50%"]
+    args = [
+        "--size",
+        16,
+        "--scales",
+        "0.5,1",
+        "--seed",
+        0,
+        "--init",
+        "noise",
+        "--max-pixels",
+        "none",
+        "--memory-limit",
+        "50%",
+    ]
     told = run("stylize", pictures.style, "--config", job, "-o", tmp_path / "out.png", "--json", *args)
     assert told.code == 0
     value = json.loads(told.out)
@@ -45,6 +58,7 @@ def test_options_come_before_the_file(run, pictures, job, tmp_path):
     assert (spec.content, spec.style) == (str(pictures.style), str(pictures.style))
     assert spec.output == str(tmp_path / "out.png")
     assert spec.preset.init == "noise"
+    assert [stage.scale for stage in spec.preset.stages] == [0.5, 1.0]
     assert spec.limits == {"max_pixels": None, "memory": 0.5}
 
 

@@ -243,6 +243,14 @@ def test_another_solver_paints_as_many_iterations(run, pictures, tmp_path, solve
     assert trace[-1]["loss"] < trace[0]["loss"]
 
 
+def test_scales_say_at_which_sizes(run, pictures, tmp_path):
+    one = job_json(run, pictures, tmp_path, "--scales", 1)
+    same = job_json(run, pictures, tmp_path)
+    two = job_json(run, pictures, tmp_path, "--scales", "0.5,1")
+    assert one["trace"][0]["loss"] == same["trace"][0]["loss"] != two["trace"][0]["loss"]
+    assert run(*pictures.job, "-o", tmp_path / "two.png", *SHORT, "--scales", "0.7").code == 2
+
+
 def test_the_sliced_plan_and_torch_agree_with_the_default(run, pictures, tmp_path):
     pytest.importorskip("torch")
     first = job_json(run, pictures, tmp_path)

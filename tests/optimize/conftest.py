@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from impasto.export.graph import Graph
 from impasto.optimize.gpus import GpuFacts
-
-_SPEC = importlib.util.spec_from_file_location("fake_tensorrt", Path(__file__).with_name("fake_tensorrt.py"))
-fake_tensorrt = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(fake_tensorrt)
+from tests.optimize import fake_tensorrt
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ The bindings are a wheel of their own that imports without TensorRT's libraries,
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import os
 import shlex
@@ -19,6 +18,7 @@ import pytest
 import impasto
 from impasto.optimize import tensorrt, tensorrt_library, timing_cache
 from impasto.runtime.gpu import tensorrt as tensorrt_graph
+from tests.optimize import fake_tensorrt
 
 VERSIONS = ["10.16.1.11", "11.4.0.106"]
 TOOL = Path(__file__).resolve().parents[3] / "shared" / "tools" / "tensorrt_bindings.py"
@@ -157,11 +157,8 @@ def test_removed_names_would_be_missed(bindings):
 
 
 def test_the_stand_in_has_no_name_of_its_own(bindings):
-    spec = importlib.util.spec_from_file_location("fake_tensorrt", Path(__file__).with_name("fake_tensorrt.py"))
-    fake = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fake)
-    trt, _ = fake.make(VERSIONS[0])
-    inherited = set(dir(bytes)) | set(dir(int)) | set(dir(fake.Strict))
+    trt, _ = fake_tensorrt.make(VERSIONS[0])
+    inherited = set(dir(bytes)) | set(dir(int)) | set(dir(fake_tensorrt.Strict))
     names = {name for name in vars(trt) if not name.startswith("__")}
     assert "Builder" in names
     own = {

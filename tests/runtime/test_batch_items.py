@@ -146,6 +146,7 @@ def test_the_fingerprint_is_of_all_that_is_asked_and_of_nothing_else(tmp_path, p
         of(style="t"),
         of(format="jpg"),
         of(size=21),
+        of(scales=2),
         of(seed=1),
         of(iterations=3),
         of(style_weight=9.0),

@@ -49,7 +49,12 @@ def test_names_are_no_paths(tmp_path, init, weights):
 
 def test_a_job_goes_to_json_and_back():
     spec = JobSpec(
-        content="a", preset=PRESETS["gatys"], seed=7, limits={"memory": None}, engine_options={"refit": True}
+        content="a",
+        scales=(0.5, 1.0),
+        preset=PRESETS["gatys"],
+        seed=7,
+        limits={"memory": None},
+        engine_options={"refit": True},
     )
     value = json.loads(json.dumps(spec.to_json(), allow_nan=False))
     assert JobSpec.from_json(value) == spec

@@ -61,6 +61,20 @@ def test_the_job_of_a_result_paints_it_again_bit_for_bit(files, changes):
     assert (first.plan, first.precision) == (again.plan, again.precision)
 
 
+@pytest.mark.parametrize("scales", ["auto", 1, 2, (0.75, 1.0)])
+@pytest.mark.parametrize("preset", ["pytorch", "impasto"])
+def test_the_scales_of_a_job_are_those_that_were_painted(files, monkeypatch, preset, scales):
+    # So that auto has something to add to, also where the recipe has no sizes of its own, or the job asked for fewer.
+    monkeypatch.setattr("impasto.runtime.scales.COARSEST", 10)
+    first = paint(spec_of(files, preset=preset, solver="lbfgs", scales=scales, iterations=6))
+    again = JobSpec.from_json(first.to_json())
+    assert again.scales == "preset"
+    assert len(again.preset.stages) == {"auto": {"pytorch": 3, "impasto": 3}[preset], 1: 0, 2: 2}.get(scales, 2)
+    second = paint(again)
+    assert second.image.tobytes() == first.image.tobytes()
+    assert second.job == first.job
+
+
 def test_a_job_that_was_fitted_into_memory_tells_what_was_painted(files):
     spec = spec_of(files, size=256, solver="adam", iterations=2)
     with open_stylizer(replace(spec, limits={"memory": None})) as stylizer:

@@ -17,6 +17,8 @@ from impasto.runtime.backends.openvino import OpenVinoBackend
 from impasto.runtime.backends.select import open_automatic, open_backend
 from impasto.runtime.backends.torch import TorchBackend
 from impasto.runtime.problem import Problem
+from impasto.runtime.recipes import find_preset
+from impasto.runtime.stylizer import Stylizer
 from impasto.runtime.targets import encoded, measure_targets
 
 ov = pytest.importorskip("openvino", reason="openvino is not installed")
@@ -133,6 +135,17 @@ def test_networks_with_filters_are_in_float32_unless_bf16_is_asked_for(every_pre
     asked = OpenVinoBackend(precision="bf16")
     assert evaluate(asked, *of_bank)[0] != expected[0]
     assert asked.precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("preset", "plan", "precision"),
+    [("filterbank", None, "fp32"), ("pytorch", None, "bf16"), ("pytorch", "sliced", "fp32")],
+)
+def test_a_stylizer_knows_its_precision_before_it_paints(every_precision, shallow, bank, preset, plan, precision):
+    """By it memory is foretold, and a checkpoint tells whether it may go on."""
+    weights = bank if preset == "filterbank" else shallow
+    with Stylizer(find_preset(preset), weights=weights, backend="openvino", plan=plan, cache=False) as stylizer:
+        assert stylizer.backend.precision == precision
 
 
 def test_a_precision_that_the_cpu_would_emulate_is_refused_with_the_reason(monkeypatch):

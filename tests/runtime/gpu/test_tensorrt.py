@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -17,17 +15,12 @@ from impasto.optimize.gpus import GpuFacts
 from impasto.optimize.tensorrt import BuildOptions, build_engine
 from impasto.runtime.gpu.protocol import DeviceGraph, TensorSpec
 from impasto.runtime.gpu.tensorrt import TensorRTRuntime
+from tests.optimize import fake_tensorrt
 
 GPU = GpuFacts("NVIDIA H200", (9, 0), 150 << 30, 13020)
 RANGES = {"image": ((1, 3, 4, 4), (1, 3, 8, 8), (1, 3, 64, 64))}
 FREE = (1, 3, "height", "width")
 STREAM = 0x5EED
-
-_SPEC = importlib.util.spec_from_file_location(
-    "fake_tensorrt", Path(__file__).parents[2] / "optimize" / "fake_tensorrt.py"
-)
-fake_tensorrt = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(fake_tensorrt)
 
 
 @pytest.fixture(params=["10.16.1.11", "11.4.0.106"])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,14 +17,9 @@ from impasto.runtime.recipes import PRESETS
 from impasto.runtime.solvers import LBFGS
 from impasto.runtime.stylizer import Stylizer
 from tests.emulation.host import HostDevice, compiler
+from tests.optimize import fake_tensorrt
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no g++ to compile the kernels for the host")
-
-_SPEC = importlib.util.spec_from_file_location(
-    "fake_tensorrt", Path(__file__).parents[2] / "optimize" / "fake_tensorrt.py"
-)
-fake_tensorrt = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(fake_tensorrt)
 
 
 @pytest.fixture(params=["10.16.1.11", "11.4.0.106"])

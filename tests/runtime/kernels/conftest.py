@@ -1,4 +1,4 @@
-"""Kernels that no device here would choose."""
+"""Devices that run kernels on the host."""
 
 from pathlib import Path
 
@@ -8,8 +8,15 @@ from tests.emulation.host import HostDevice
 
 
 @pytest.fixture
+def device():
+    device = HostDevice()
+    yield device
+    device.close()
+
+
+@pytest.fixture
 def turing():
-    """Return a device of sm_75 and what loads kernels of turing.cu on it."""
+    """Return a device of sm_75, and what loads kernels of turing.cu on it, which no device here would choose."""
     device = HostDevice(compute_capability=(7, 5))
     yield device, lambda entry: device.kernel("turing", entry, folder=Path(__file__).parent)
     device.close()

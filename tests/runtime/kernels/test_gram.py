@@ -1,6 +1,7 @@
 """The Gram kernels, run on the host."""
 
-import ml_dtypes
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -9,34 +10,15 @@ from impasto.runtime.gpu.protocol import TensorSpec
 from impasto.runtime.kernels.gram import Gram, gram_plan
 from impasto.runtime.plans import kernels
 from tests.emulation.host import HostDevice, compiler
+from tests.runtime.kernels import features as given
+from tests.runtime.kernels.features import F32, TYPES, UNIT, put, types
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no g++ to compile kernels for the host")
 
-F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
-TYPES = [F32, np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
-UNIT = 2.0**-24  # the relative error of a float32 rounding
+F64 = np.dtype(np.float64)
 
-types = pytest.mark.parametrize("dtype", TYPES, ids=lambda dtype: dtype.name)
+random = partial(given.random, mean=0.5)  # a mean that is not zero is what the two statistics differ by
 centring = pytest.mark.parametrize("centred", [False, True], ids=["gram", "covariance"])
-
-
-@pytest.fixture
-def device():
-    device = HostDevice()
-    yield device
-    device.close()
-
-
-def random(seed, channels, positions, dtype=F32, mean=0.5):
-    values = np.random.RandomState(seed).standard_normal((channels, positions)) + mean
-    return values.astype(np.float32).astype(dtype)
-
-
-def put(device, values, offset=0):
-    """Upload an array, ``offset`` bytes into a buffer, and return its address."""
-    buffer = device.allocate(values.nbytes + offset)
-    device.upload(buffer.address + offset, values)
-    return buffer.address + offset
 
 
 def statistics(features, scale=1.0):

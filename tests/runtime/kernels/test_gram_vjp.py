@@ -1,6 +1,5 @@
 """The kernel of a tap's cotangent, run on the host."""
 
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -9,35 +8,13 @@ from impasto.runtime.gpu.protocol import TensorSpec
 from impasto.runtime.kernels.gram import Gram
 from impasto.runtime.kernels.gram_vjp import GramVjp
 from tests.emulation.host import HostDevice, compiler
+from tests.runtime.kernels.features import F32, TYPES, UNIT, put, random, types
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no g++ to compile kernels for the host")
 
-F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
-TYPES = [F32, np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
-UNIT = 2.0**-24  # the relative error of a float32 rounding
+F64 = np.dtype(np.float64)
 ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 LEAST = {"float32": 2.0**-150, "float16": 2.0**-25, "bfloat16": 2.0**-134}  # half the smallest number
-
-types = pytest.mark.parametrize("dtype", TYPES, ids=lambda dtype: dtype.name)
-
-
-@pytest.fixture
-def device():
-    device = HostDevice()
-    yield device
-    device.close()
-
-
-def random(seed, channels, positions, dtype=F32, mean=0.0):
-    values = np.random.RandomState(seed).standard_normal((channels, positions)) + mean
-    return values.astype(np.float32).astype(dtype)
-
-
-def put(device, values, offset=0):
-    """Upload an array, ``offset`` bytes into a buffer, and return its address."""
-    buffer = device.allocate(values.nbytes + offset)
-    device.upload(buffer.address + offset, values)
-    return buffer.address + offset
 
 
 def put_peaks(device, seed, features):

@@ -9,20 +9,13 @@ from impasto.runtime.gpu.protocol import TensorSpec
 from impasto.runtime.images import to_uint8
 from impasto.runtime.kernels.image import ImageKernels
 from impasto.runtime.margin import trimmed
-from tests.emulation.host import HostDevice, compiler
+from tests.emulation.host import compiler
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no g++ to compile kernels for the host")
 
 # An order that is not its own inverse, which none of the spaces in use has.
 TURNED = PixelSpace("turned", "gbr", 100.0, (1.0, 20.0, 30.0), (0.5, 1.5, 2.5))
 SPACES = pytest.mark.parametrize("space", [*PIXEL_SPACES.values(), TURNED], ids=lambda space: space.name)
-
-
-@pytest.fixture
-def device():
-    device = HostDevice()
-    yield device
-    device.close()
 
 
 def to_planar(device, space, rgb):

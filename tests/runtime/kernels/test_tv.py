@@ -7,7 +7,7 @@ from impasto.errors import LimitError, UnknownNameError, UsageError
 from impasto.runtime.gpu.protocol import TensorSpec
 from impasto.runtime.kernels.tv import TotalVariation
 from impasto.runtime.plans import kernels
-from tests.emulation.host import HostDevice, compiler
+from tests.emulation.host import compiler
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no g++ to compile kernels for the host")
 
@@ -15,13 +15,6 @@ FORMS = ("squared", "absolute", "power")
 # One tile is 32 rows of 32 columns, or of 128 where the width is a multiple of four.
 SIZES = [(1, 1), (1, 7), (7, 1), (2, 2), (1, 4), (2, 8), (3, 4), (33, 31), (4, 33), (35, 65), (5, 128), (34, 132)]
 EPSILON = 2.0**-23
-
-
-@pytest.fixture
-def device():
-    device = HostDevice()
-    yield device
-    device.close()
 
 
 def random(seed, *shape):
