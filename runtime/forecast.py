@@ -127,7 +127,7 @@ def _stage(
     pictures = [job.content, job.style, *([job.start] if job.start is not None else [])]
     held = {
         "weights": sum(tensor.nbytes for tensor in job.weights.tensors.values()) + found.weights,
-        "pictures": sum(p.rgb.nbytes + (0 if p.alpha is None else p.alpha.nbytes) for p in pictures),
+        "pictures": sum(picture.nbytes for picture in pictures),
         "earlier stage": earlier,
         "targets": found.targets,
     }
@@ -164,7 +164,7 @@ def solver_vectors(solver: AnySolver, budget: int | None) -> int:
             # Float64 takes two each: SciPy's pairs and 5 vectors, x and gradients before and after, ours.
             return 2 * (2 * _SCIPY_PAIRS + 5 + 8)
         case Adam():
-            return 7
+            return 5
         case SGD():
             return 4
 

@@ -84,7 +84,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None
 
 def _digest(picture: Picture) -> str:
     digest = hashlib.sha256()
-    for plane in (picture.rgb, picture.alpha):
+    for plane in (picture.pixels, picture.alpha):
         if plane is not None:
             digest.update(repr(plane.shape).encode())
             digest.update(np.ascontiguousarray(plane).data)

@@ -107,7 +107,7 @@ def _image(rgb: Pixels, alpha: Pixels | None) -> Image.Image:
         if alpha.shape != rgb.shape[:2]:
             raise ImageError(f"alpha of shape {alpha.shape} does not fit a picture of {rgb.shape[:2]}: resize it")
         planes.append(_quantised(alpha)[..., np.newaxis])
-    return Image.fromarray(np.concatenate(planes, axis=2))
+    return Image.fromarray(planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2))
 
 
 def _quantised(values: Pixels) -> ByteArray:
