@@ -23,7 +23,7 @@ Colours = FloatArray | ByteArray
 
 Box = tuple[float, float, float, float]
 
-_STRIPE = 1 << 22
+_STRIPE = 1 << 20
 """Pixels that are worked on at a time; a picture of fewer is resampled whole."""
 _LANCZOS = 3
 """Pixels that the filter reaches to each side."""
