@@ -59,13 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure Impasto, and PyTorch beside it.")
     # Not `choices`: with nargs="*" argparse holds the default against them.
-    parser.add_argument(
-        "names",
-        nargs="*",
-        type=_name,
-        metavar="NAME",
-        help=f"{', '.join(BENCHMARKS)} (default: all); {', '.join(LONG)}",
-    )
+    known = f"{', '.join(BENCHMARKS)} (default: all); {', '.join(LONG)}"
+    parser.add_argument("names", nargs="*", type=_name, metavar="NAME", help=known)
     parser.add_argument("--quick", action="store_true", help="small pictures, few repetitions: shows that it works")
     parser.add_argument("--write-to", type=Path, metavar="STEM", help="write STEM.md, and STEM.json with raw figures")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md and .json: one whole run")

@@ -122,9 +122,9 @@ def section(_machine: Machine, quick: bool) -> Section:
     return Section(
         title="Large pictures",
         body=(
-            f"The default recipe without weights at one scale, {EVALUATIONS} evaluations or, where its line search makes "
-            "one more, so many; pictures from files, the result to a TIFF file; peak resident size of fresh processes above "
-            "what they have once everything is imported, by a `--memory-limit`.",
+            f"The default recipe without weights at one scale, {EVALUATIONS} evaluations or, where its line search "
+            "makes one more, so many; pictures from files, the result to a TIFF file; peak resident size of fresh "
+            "processes above what they have once everything is imported, within a `--memory-limit`.",
             table(found),
         ),
         bounds=(

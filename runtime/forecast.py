@@ -28,6 +28,9 @@ _BAND = 3
 _STRIPES = 130_000_000
 """Bytes that take turning a picture into an image and back, stripe by stripe."""
 
+_READING = 10
+"""Bytes a pixel of a picture that take reading it: its file, as Pillow holds it, and as bytes."""
+
 _WRITING = 7
 """Bytes a pixel of the result that take writing it: as bytes, and as Pillow holds them."""
 
@@ -150,7 +153,9 @@ def _stage(
     session = {"windows" if found.windows else "session": found.session}
     if job.scratch:
         # What a stage before has left is a plan of windows, too, and closed before this one's is made.
+        largest = max(math.prod(picture.size) for picture in pictures)
         moments = [
+            {"pictures": held["pictures"], "reading": _READING * largest},
             {**held, **before, "stripes": _STRIPES},
             {**held, **before, "bands": 12 * found.band, "measuring": found.measuring},
             {**held, **session, "bands": _BAND * 12 * found.band},

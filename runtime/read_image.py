@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
 
 from impasto.errors import ImageError, ImpastoError, LimitError
-from impasto.runtime.images import Colours, FloatArray, Picture, srgb_profile, to_uint8, to_unit
+from impasto.runtime.images import ByteArray, Colours, FloatArray, Picture, srgb_profile, to_uint8, to_unit
 from impasto.runtime.limits import DEFAULT_LIMITS, Limits
 
 Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[Any]
@@ -50,6 +50,8 @@ _UPRIGHT = {
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tags
 _WHITE_IS_ZERO = 0
 
+_STRIPE = 1 << 20  # pixels that are copied at a time
+
 # How far floats may leave 0–1 before they are taken for another range: what float32 arithmetic on colours costs.
 _ROUNDING = 1e-5
 
@@ -78,10 +80,15 @@ def read_image(source: Source, limits: Limits = DEFAULT_LIMITS) -> Picture:
         return _from_array(source, limits)
     if isinstance(source, Image.Image):
         return _from_pillow(source, getattr(source, "filename", "") or "<Pillow image>", limits)
+    image, name = _opened(source, limits)
+    return _from_pillow(image, name, limits)
+
+
+def _opened(source: str | os.PathLike[str] | bytes | BinaryIO, limits: Limits) -> tuple[Image.Image, str]:
+    """Return an image whose header is read, and what to call it; no other than the image holds the file's bytes."""
     data, name = _file_bytes(source, limits)
     with _typed_errors(name):
-        image = _open(data, name)
-    return _from_pillow(image, name, limits)
+        return _open(data, name), name
 
 
 def _file_bytes(source: str | os.PathLike[str] | bytes | BinaryIO, limits: Limits) -> tuple[bytes, str]:
@@ -205,7 +212,7 @@ def _deep_grey(
         return _grey_to_rgb(grey), alpha
     # LittleCMS, as Pillow binds it, gives colours of 8 bits only.
     notes.append("greyscale of 16 bits was read at 8 bits, to follow its colour profile")
-    return np.asarray(_to_srgb(Image.fromarray(to_uint8(grey)), profile, notes)), alpha
+    return _bytes_of(_to_srgb(Image.fromarray(to_uint8(grey)), profile, notes)), alpha
 
 
 def _colours(image: Image.Image, profile: bytes | None, notes: list[str]) -> tuple[Colours, FloatArray | None]:
@@ -218,9 +225,9 @@ def _colours(image: Image.Image, profile: bytes | None, notes: list[str]) -> tup
         image = image.convert("L") if image.mode in ("1", "L", "LA") else rgba.convert("RGB")
     elif image.mode == "1":
         image = image.convert("L")
-    elif image.mode not in ("L", "CMYK", "LAB"):
+    elif image.mode not in ("L", "RGB", "CMYK", "LAB"):
         image = image.convert("RGB")
-    return np.asarray(_to_srgb(image, profile, notes)), alpha
+    return _bytes_of(_to_srgb(image, profile, notes)), alpha
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
@@ -240,7 +247,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Ima
             return _transformed(image, source, ImageCms.ImageCmsProfile(srgb))
         except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
             notes.append(f"the colour profile was ignored: {_reason(error)}")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _transformed(image: Image.Image, source: ImageCms.ImageCmsProfile, target: ImageCms.ImageCmsProfile) -> Image.Image:
@@ -286,6 +293,16 @@ def _unit_values(array: NDArray[Any], name: str) -> FloatArray:
         raise ImageError(f"picture {name!r} holds floats in {low:g}–{high:g}: scale them to 0–1, or give uint8")
     values: FloatArray = np.clip(array, 0.0, 1.0).astype(np.float32)
     return values
+
+
+def _bytes_of(image: Image.Image) -> ByteArray:
+    """Return the bytes of an image of mode RGB; a few rows at a time, since Pillow gives them as two more copies."""
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, _STRIPE // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
 
 
 def _grey_to_rgb(grey: FloatArray) -> FloatArray:
