@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 from impasto.errors import StorageError
 from impasto.models.conventions import FloatArray
+
+_MOUNTS = Path("/proc/self/mounts")
 
 Allocate = Callable[[tuple[int, ...]], FloatArray]
 """Makes an array of zeros, float32, of a shape."""
@@ -45,9 +48,19 @@ def mapped(shape: tuple[int, ...]) -> FloatArray:
         ) from error
 
 
-def free_room() -> int:
-    """Return how many bytes files made by `mapped` may take together."""
-    return shutil.disk_usage(tempfile.gettempdir()).free
+def free_room(mounts: Path = _MOUNTS) -> int:
+    """Return how many bytes files made by `mapped` may take together: none where their folder is itself in memory.
+
+    ``mounts`` is where the system tells what is mounted; where it does not, every folder is taken to be on a disk.
+    """
+    folder = Path(os.path.realpath(tempfile.gettempdir()))
+    try:
+        mounted = [line.split(" ")[1:3] for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines()]
+    except OSError:
+        mounted = []
+    kinds = {Path(point.replace(r"\040", " ")): kind for point, kind in mounted}
+    kind = next((kinds[each] for each in (folder, *folder.parents) if each in kinds), "")
+    return 0 if kind in ("tmpfs", "ramfs") else shutil.disk_usage(folder).free
 
 
 def like(array: FloatArray, shape: tuple[int, ...] | None = None) -> FloatArray:

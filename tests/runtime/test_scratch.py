@@ -95,4 +95,21 @@ def test_a_full_disk_is_an_error_before_anything_is_written(monkeypatch):
 
 def test_free_room_is_that_of_the_folder_for_files(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert 0 < free_room() <= shutil.disk_usage(tmp_path).total
+    mounts = tmp_path / "mounts"
+    assert 0 < free_room(mounts) <= shutil.disk_usage(tmp_path).total
+    mounts.write_text(f"/dev/sda / ext4 rw 0 0\ntmpfs {tmp_path}/other tmpfs rw 0 0\n")
+    assert free_room(mounts) > 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no file tells mounts elsewhere")
+@pytest.mark.parametrize("kind", ["tmpfs", "ramfs"])
+def test_a_folder_in_memory_has_no_room(tmp_path, monkeypatch, kind):
+    folder = tmp_path / "a folder" / "below"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    mounts = tmp_path / "mounts"
+    point = str(Path(os.path.realpath(tmp_path)) / "a folder").replace(" ", r"\040")
+    mounts.write_text(f"/dev/sda / ext4 rw 0 0\n{kind} {point} {kind} rw 0 0\n")
+    assert free_room(mounts) == 0
+    mounts.write_text(f"/dev/sda / ext4 rw 0 0\n{kind} {point} {kind} rw 0 0\n/dev/sdb {point}/below ext4 rw 0 0\n")
+    assert free_room(mounts) > 0
