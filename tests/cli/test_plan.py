@@ -98,9 +98,7 @@ def test_what_does_not_fit_says_what_would(run, job) -> None:
 def test_what_would_be_kept_in_files_is_told(run) -> None:
     recipe = ["--preset", "filterbank", "--backend", "onnxruntime", "--no-time", "--size", "1500x1000"]
     value = json.loads(run("plan", *recipe, "--memory-limit", "450MB", "--json").out)
-    assert (
-        value["painted"]["scratch_bytes"] > 50 * 12 * 1500 * 1000
-    )  # with 20 pairs
+    assert value["painted"]["scratch_bytes"] > 50 * 12 * 1500 * 1000  # with 20 pairs
     assert value["asked"]["scratch_bytes"] == 0
     assert [note.split()[0] for note in value["notes"]] == ["tiled,", "pictures"]
     told = run("plan", *recipe, "--memory-limit", "450MB").out
