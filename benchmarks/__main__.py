@@ -13,6 +13,7 @@ from benchmarks import (
     bank,
     convergence,
     evaluation,
+    huge,
     memory,
     profiling,
     quality,
@@ -40,6 +41,8 @@ BENCHMARKS: dict[str, Callable[[Machine, bool], Section]] = {
     "startup": startup.section,
     "solvers": solver_cost.section,
 }
+LONG: dict[str, Callable[[Machine, bool], Section]] = {"huge": huge.section}
+"""Those that are run only where they are named."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for name in options.names or BENCHMARKS:
             print(f"{name} …", file=sys.stderr, flush=True)
-            sections[name] = BENCHMARKS[name](machine, options.quick)
+            sections[name] = (BENCHMARKS | LONG)[name](machine, options.quick)
     except ImpastoError as error:
         print(document(machine, list(sections.values()), options.quick), end="")  # what took long is not lost
         print(error, file=sys.stderr)
@@ -72,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure Impasto, and PyTorch beside it.")
     # Not `choices`: with nargs="*" argparse holds the default against them.
-    parser.add_argument("names", nargs="*", type=_name, metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all")
+    known = f"{', '.join(BENCHMARKS)} (default: all); {', '.join(LONG)}"
+    parser.add_argument("names", nargs="*", type=_name, metavar="NAME", help=known)
     parser.add_argument("--quick", action="store_true", help="small pictures, few repetitions: shows that it works")
     parser.add_argument("--write-to", type=Path, metavar="STEM", help="write STEM.md, and STEM.json with raw figures")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md and .json: one whole run")
@@ -80,8 +84,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _name(text: str) -> str:
-    if text not in BENCHMARKS:
-        raise argparse.ArgumentTypeError(f"unknown benchmark {text!r}: choose among {', '.join(BENCHMARKS)}")
+    if text not in BENCHMARKS | LONG:
+        raise argparse.ArgumentTypeError(f"unknown benchmark {text!r}: choose among {', '.join(BENCHMARKS | LONG)}")
     return text
 
 

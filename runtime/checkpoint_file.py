@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from impasto.errors import CheckpointError
+from impasto.runtime.solvers.vectors import chunks
 
 FORMAT = "impasto checkpoint 1"
 
@@ -33,9 +34,10 @@ def write_checkpoint(file: BinaryIO, state: Mapping[str, Any], arrays: Mapping[s
     digest = hashlib.sha256(header)
     file.write(header)
     for array in arrays.values():
-        data = array.astype(_TYPES[_type(array)], copy=False).data
-        digest.update(data)
-        file.write(data)
+        for (part,) in chunks(array.reshape(-1)):
+            data = part.astype(_TYPES[_type(array)], copy=False).data
+            digest.update(data)
+            file.write(data)
     file.seek(header.index(_NO_DIGEST))
     file.write(digest.hexdigest().encode())
 

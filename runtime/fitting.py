@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from tempfile import gettempdir
 
 from impasto.errors import ImageError, LimitError
 from impasto.runtime.backends.graphs import GraphBackend
@@ -12,7 +13,8 @@ from impasto.runtime.footprint import is_known
 from impasto.runtime.forecast import Forecast, forecast
 from impasto.runtime.painting import Job
 from impasto.runtime.plans.tiling import TILED_MEMORY
-from impasto.runtime.solvers import LBFGS, TorchLBFGS
+from impasto.runtime.scratch import free_room
+from impasto.runtime.solvers import LBFGS, LBFGSB, TorchLBFGS
 
 LEAST_HISTORY = 5
 """Pairs below which L-BFGS is no better than cheaper solvers (Nocedal & Wright, 2nd ed., section 7.2: 3 to 20)."""
@@ -29,7 +31,7 @@ _STEP = 16
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A job as it fits: perhaps by another plan, in smaller windows, or with a shorter history.
+    """A job as it fits: perhaps by another plan, in smaller windows, in files, or with a shorter history.
 
     ``notes`` say what was changed; ``forecast`` is of the job as it is now, None where nothing had to be foretold.
     """
@@ -42,9 +44,9 @@ class Fitted:
 def fit(job: Job, backend: Backend, limit: int | None) -> Fitted:
     """Return the job so that it takes at most ``limit`` bytes above the interpreter's; None is no limit.
 
-    What does not fit is tiled, where no plan was named and the backend can, and then L-BFGS's history is shortened, to
-    `LEAST_HISTORY` pairs at least. Jobs on a GPU are left as they are. Raises `LimitError` with the size that would
-    fit.
+    What does not fit is tiled, where no plan was named and the backend can; then everything as large as the picture is
+    kept in mapped files, where the disk has room for them; and then L-BFGS's history is shortened, to `LEAST_HISTORY`
+    pairs at least. Jobs on a GPU are left as they are. Raises `LimitError` with the size that would fit.
     """
     if limit is None or not is_known(backend) or _is_sure(job, limit):
         return Fitted(job, None)
@@ -97,8 +99,10 @@ def _variants(job: Job, backend: Backend) -> Iterator[Job]:
     if job.plan != "tiled":
         yield job
     if job.plan == "tiled" or may_tile(job, backend):
-        for memory in _TILE_MEMORIES:
-            yield replace(job, plan="tiled", tile_memory=memory)
+        # SciPy's vectors are its own.
+        for scratch in (False,) if isinstance(job.preset.solver, LBFGSB) else (False, True):
+            for memory in _TILE_MEMORIES:
+                yield replace(job, plan="tiled", tile_memory=memory, scratch=scratch)
 
 
 def may_tile(job: Job, backend: Backend) -> bool:
@@ -121,7 +125,12 @@ def _foretold(job: Job, backend: Backend) -> Forecast | None:
 
 def _fits(job: Job, backend: Backend, limit: int) -> bool:
     found = _foretold(job, backend)
-    return found is not None and found.memory_bytes <= limit
+    return found is not None and found.memory_bytes <= limit and has_room(found)
+
+
+def has_room(found: Forecast) -> bool:
+    """Tell whether the disk has room for a job's files."""
+    return found.scratch_bytes == 0 or found.scratch_bytes <= free_room()
 
 
 def _fits_somehow(job: Job, backend: Backend, limit: int) -> bool:
@@ -129,7 +138,7 @@ def _fits_somehow(job: Job, backend: Backend, limit: int) -> bool:
         for variant in reversed(list(_variants(_with_history(job, LEAST_HISTORY), backend))):
             found = _foretold(variant, backend)
             # The smallest windows that there can be take the least.
-            if found is not None:
+            if found is not None and has_room(found):
                 return found.memory_bytes <= limit
     except ImageError:
         pass
@@ -171,6 +180,11 @@ def _described(job: Job, found: Job, whole: Forecast | None, backend: Backend, l
             f"tiled, since {size_in_words(whole.memory_bytes)} do not fit into {size_in_words(limit)}: "
             f"{stage.windows} windows, {stage.overhead:.2f} times the arithmetic"
         )
+    if found.scratch:
+        notes.append(
+            f"pictures and the solver's vectors are in files, since memory is not enough: "
+            f"{size_in_words(foretold.scratch_bytes)} in {gettempdir()}"
+        )
     if _history(found) != _history(job):
         notes.append(
             f"history shortened from {_history(job)} to {_history(found)} pairs, to fit into {size_in_words(limit)}"
@@ -186,6 +200,10 @@ def _refusal(job: Job, backend: Backend, limit: int) -> str:
     remedy = "no size does: free memory" if size is None else f"{size[0]}×{size[1]} would fit (--size {max(size)})"
     if job.plan not in (None, "tiled") and can_tile(backend):
         remedy += ", or leave out --plan, so that it can be tiled"
+    in_files = [_foretold(each, backend) for each in _variants(job, backend) if each.scratch]
+    room = [each.scratch_bytes for each in in_files if each is not None and each.memory_bytes <= limit]
+    if room:
+        remedy += f", or {size_in_words(room[0])} of room in {gettempdir()} (TMPDIR) for files"
     return (
         f"a result of {width}×{height} pixels needs {needs} and {size_in_words(limit)} are allowed: {remedy}; "
         "--memory-limit raises what is allowed"

@@ -66,7 +66,8 @@ class Footprint:
     ``weights`` are the backend's copies, ``targets`` what the terms compare with, ``session`` what graphs hold while
     the picture is painted, ``measuring`` what they hold, for a moment, while targets are measured. ``windows`` is the
     number of windows of the plan ``tiled``, 0 for other plans; ``overhead`` how many times their arithmetic exceeds
-    that of one window.
+    that of one window. ``arrays`` are that plan's that are as large as the picture, wherever they are, and ``band`` are
+    the pixels that a row of its windows covers.
     """
 
     weights: int
@@ -75,6 +76,8 @@ class Footprint:
     measuring: int
     windows: int = 0
     overhead: float = 1.0
+    arrays: int = 0
+    band: int = 0
 
 
 def is_known(backend: Backend) -> bool:
@@ -146,6 +149,8 @@ def _tiled(
         int(_MEASURING * memory),
         tiling.count,
         tiling.overhead,
+        arrays + kept,
+        max(each.window[0] * each.shape[1] for each in tiling.layouts),
     )
 
 

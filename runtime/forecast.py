@@ -13,16 +13,26 @@ from impasto.runtime.footprint import Footprint, footprint
 from impasto.runtime.painting import Job
 from impasto.runtime.presets import AnySolver
 from impasto.runtime.solvers import LBFGS, LBFGSB, SGD, Adam, TorchLBFGS
+from impasto.runtime.solvers.vectors import CHUNK
 
 _LINE_SEARCH = 1.05
 """Evaluations of an iteration of L-BFGS, of which most steps are taken at the first trial."""
 
-_VECTORS = 5
-"""Vectors as large as the image beside the solver's: the best, the start, a gradient that is not the session's own,
-and the result with what it is made from."""
+_VECTORS = 3
+"""Vectors as large as the image beside the solver's: the best, a gradient that is not the session's own, and the
+content picture, which the plan ``tiled`` measures again."""
 
-_READING = 3
-"""Vectors while targets are measured: the picture at its size, with its margin, and in the objective's pixel space."""
+_BAND = 3
+"""Images of which a row of windows is in memory, where they are in files: the iterate, its gradient, the content."""
+
+_STRIPES = 130_000_000
+"""Bytes that take turning a picture into an image and back, stripe by stripe."""
+
+_READING = 10
+"""Bytes a pixel of a picture that take reading it: its file, as Pillow holds it, and as bytes."""
+
+_WRITING = 7
+"""Bytes a pixel of the result that take writing it: as bytes, and as Pillow holds them."""
 
 _SCIPY_PAIRS = 10
 """Pairs that SciPy's L-BFGS-B keeps where nothing is said."""
@@ -33,6 +43,7 @@ class StageForecast:
     """One size: (width, height), evaluations, and what is held there.
 
     ``components`` are bytes by what holds them, at the moment that takes the most; they add up to ``memory_bytes``.
+    ``scratch_bytes`` are the mapped files that a job in files has.
     ``windows`` and ``overhead`` are those of `Footprint`.
     """
 
@@ -42,6 +53,7 @@ class StageForecast:
     components: Mapping[str, int]
     windows: int = 0
     overhead: float = 1.0
+    scratch_bytes: int = 0
 
     @property
     def memory_bytes(self) -> int:
@@ -67,6 +79,11 @@ class Forecast:
         return self.largest.memory_bytes
 
     @property
+    def scratch_bytes(self) -> int:
+        """The most that mapped files take at once."""
+        return max(stage.scratch_bytes for stage in self.stages)
+
+    @property
     def evaluations(self) -> int:
         """Of all stages."""
         return sum(stage.evaluations for stage in self.stages)
@@ -76,6 +93,7 @@ class Forecast:
         return {
             "plan": self.plan,
             "memory_bytes": self.memory_bytes,
+            "scratch_bytes": self.scratch_bytes,
             "components": dict(self.largest.components),
             "evaluations": self.evaluations,
             "stages": [
@@ -109,7 +127,7 @@ def forecast(job: Job, backend: Backend) -> Forecast:
             solver = replace(solver, iterations=stage.iterations)
         stages.append(_stage(job, found, (width, height), shape, style, solver, earlier))
         # The backend keeps its last sessions (`GraphBackend`): beside the one that measures, those of the size before.
-        kept = backend.name != "torch" and not _calibrates(job)
+        kept = backend.name != "torch" and (plan == "tiled" or not _calibrates(job))
         earlier = found.session if kept else 0
     return Forecast(plan, tuple(stages))
 
@@ -127,22 +145,32 @@ def _stage(
     pictures = [job.content, job.style, *([job.start] if job.start is not None else [])]
     held = {
         "weights": sum(tensor.nbytes for tensor in job.weights.tensors.values()) + found.weights,
-        "pictures": sum(p.rgb.nbytes + (0 if p.alpha is None else p.alpha.nbytes) for p in pictures),
-        "earlier stage": earlier,
+        "pictures": sum(picture.nbytes for picture in pictures),
         "targets": found.targets,
     }
-    measuring = {
-        **held,
-        "images": _READING * max(image, 12 * math.prod(style)),
-        "measuring": found.measuring,
-    }
-    painting = {
-        **held,
-        "images": _VECTORS * image,
-        "solver": solver_vectors(solver, job.preset.evaluations) * image,
-        "windows" if found.windows else "session": found.session,
-    }
-    components = max(measuring, painting, key=lambda held: sum(held.values()))
+    vectors = solver_vectors(solver, job.preset.evaluations)
+    other, before = 12 * math.prod(style), {"earlier stage": earlier}
+    session = {"windows" if found.windows else "session": found.session}
+    if job.scratch:
+        # What a stage before has left is a plan of windows, too, and closed before this one's is made.
+        largest = max(math.prod(picture.size) for picture in pictures)
+        moments = [
+            {"pictures": held["pictures"], "reading": _READING * largest},
+            {**held, **before, "stripes": _STRIPES},
+            {**held, **before, "bands": 12 * found.band, "measuring": found.measuring},
+            {**held, **session, "bands": _BAND * 12 * found.band},
+            {**held, **session, "stripes": max(_STRIPES, 4 * CHUNK * vectors)},
+            {**held, **session, "writing": _WRITING * math.prod(job.size)},
+        ]
+        scratch = (vectors + _VECTORS + 1) * image + other + found.arrays
+    else:
+        left = {} if found.windows else before
+        moments = [
+            {**held, **before, "images": image + other, "measuring": found.measuring},
+            {**held, **left, "images": _VECTORS * image, "solver": vectors * image, **session},
+        ]
+        scratch = 0
+    components = max(moments, key=lambda held: sum(held.values()))
     return StageForecast(
         size,
         math.prod(shape),
@@ -150,6 +178,7 @@ def _stage(
         {name: size for name, size in components.items() if size},
         found.windows,
         found.overhead,
+        scratch,
     )
 
 
@@ -164,7 +193,7 @@ def solver_vectors(solver: AnySolver, budget: int | None) -> int:
             # Float64 takes two each: SciPy's pairs and 5 vectors, x and gradients before and after, ours.
             return 2 * (2 * _SCIPY_PAIRS + 5 + 8)
         case Adam():
-            return 7
+            return 5
         case SGD():
             return 4
 

@@ -85,7 +85,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None
 def picture_digest(picture: Picture) -> str:
     """Return the SHA-256 of a picture's pixels, opacity and shape, as hexadecimal digits."""
     digest = hashlib.sha256()
-    for plane in (picture.rgb, picture.alpha):
+    for plane in (picture.pixels, picture.alpha):
         if plane is not None:
             digest.update(repr(plane.shape).encode())
             digest.update(np.ascontiguousarray(plane).data)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,10 +14,19 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from impasto.errors import ImageError, UnknownNameError, UsageError
+from impasto.runtime.scratch import Allocate, in_memory, release
 
 FloatArray = NDArray[np.float32]
 ByteArray = NDArray[np.uint8]
 Pixels = NDArray[np.floating] | ByteArray
+Colours = FloatArray | ByteArray
+
+Box = tuple[float, float, float, float]
+
+_STRIPE = 1 << 20
+"""Pixels that are worked on at a time; a picture of fewer is resampled whole."""
+_LANCZOS = 3
+"""Pixels that the filter reaches to each side."""
 
 Edge = Literal["long", "short", "height", "stretch"]
 _EDGES = ("long", "short", "height", "stretch")
@@ -25,13 +36,14 @@ _EDGES = ("long", "short", "height", "stretch")
 class Picture:
     """A picture as it was read.
 
-    ``rgb`` is (H, W, 3) float32 in 0–1, sRGB-encoded, upright, with transparent areas laid over white, so that it
-    can be painted as it is. ``alpha`` is the opacity that the picture had, (H, W) float32 in 0–1, for an output that
-    is to carry it, or ``None`` where every pixel is opaque. ``name`` is what messages call the picture. ``notes``
-    are sentences on whatever was not taken at face value (an unusable colour profile, bits that were dropped).
+    ``pixels`` are (H, W, 3), sRGB-encoded, upright, with transparent areas laid over white, so that they can be painted
+    as they are: uint8 where that is what was stored, else float32 in 0–1. ``alpha`` is the opacity that the picture
+    had, (H, W) float32 in 0–1, for an output that is to carry it, or ``None`` where every pixel is opaque. ``name`` is
+    what messages call the picture. ``notes`` are sentences on whatever was not taken at face value (an unusable colour
+    profile, bits that were dropped).
     """
 
-    rgb: FloatArray
+    pixels: Colours
     alpha: FloatArray | None
     name: str
     notes: tuple[str, ...] = ()
@@ -39,7 +51,17 @@ class Picture:
     @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
-        return self.rgb.shape[1], self.rgb.shape[0]
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+    @property
+    def rgb(self) -> FloatArray:
+        """The pixels as float32 in 0–1."""
+        return to_unit(self.pixels)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that the picture takes."""
+        return self.pixels.nbytes + (0 if self.alpha is None else self.alpha.nbytes)
 
 
 @dataclass(frozen=True)
@@ -77,19 +99,54 @@ class Sizing:
         return Sizing("stretch" if self.edge == "stretch" else "long", pixels)
 
 
-def resize(picture: FloatArray, size: tuple[int, int]) -> FloatArray:
+def resize(picture: FloatArray, size: tuple[int, int], allocate: Allocate = in_memory) -> FloatArray:
     """Resample a picture, or a single plane such as its alpha, to a (width, height).
 
-    ``picture`` is (H, W, C) or (H, W), float32 in 0–1, and so is the result. The filter is Lanczos with three lobes,
-    widened when reducing so that nothing aliases; its overshoot is clipped to 0–1. Values are resampled as encoded,
-    not in linear light, as the published recipes do. A picture that has the size already is itself returned.
+    ``picture`` is (H, W, C) or (H, W), float32 in 0–1, and so is the result, which ``allocate`` makes. The filter is
+    Lanczos with three lobes, widened when reducing so that nothing aliases; its overshoot is clipped to 0–1. Values are
+    resampled as encoded, not in linear light, as the published recipes do. A picture that has the size already is
+    itself returned.
     """
     width, height = size
     if picture.shape[:2] == (height, width):
         return picture
-    if picture.ndim == 2:
-        return _resize_plane(picture, size)
-    return np.stack([_resize_plane(picture[..., c], size) for c in range(picture.shape[2])], axis=2)
+    whole = allocate((height, width, *picture.shape[2:]))
+    for top, rows in resized(picture, size):
+        whole[top : top + len(rows)] = rows
+        release(whole)
+    return whole
+
+
+def resized(picture: Colours, size: tuple[int, int]) -> Iterator[tuple[int, FloatArray]]:
+    """Yield a picture at a (width, height), as `resize` makes it, in stripes: the first row's number and the rows.
+
+    A picture of uint8 becomes float32 in 0–1. Each stripe is resampled by itself, from the rows that it needs; only
+    their place, a float32 in Pillow, is rounded otherwise than that of a whole.
+    """
+    width, height = size
+    high, wide = picture.shape[:2]
+    shrinks = max(1.0, high / height)
+    lines = max(1, int(_STRIPE / max(width, wide) / shrinks))
+    for top in range(0, height, lines):
+        bottom = min(top + lines, height)
+        if (high, wide) == (height, width):
+            yield top, to_unit(picture[top:bottom])
+        else:
+            # Fractions of whole numbers, so that the last row is exactly the end.
+            begin, end = top * high / height, bottom * high / height
+            reach = _LANCZOS * shrinks + 1
+            first, last = max(0, int(begin - reach)), min(high, math.ceil(end + reach))
+            box = (0.0, begin - first, float(wide), end - first)
+            yield top, _resize(to_unit(picture[first:last]), (width, bottom - top), box)
+        release(picture)
+
+
+def to_unit(pixels: Colours) -> FloatArray:
+    """Return pixels as float32 in 0–1; those that are floats already themselves."""
+    if pixels.dtype == np.uint8:
+        values: FloatArray = pixels.astype(np.float32) / np.float32(255)
+        return values
+    return pixels.astype(np.float32, copy=False)
 
 
 def to_uint8(picture: Pixels) -> ByteArray:
@@ -99,9 +156,14 @@ def to_uint8(picture: Pixels) -> ByteArray:
     """
     if picture.dtype == np.uint8:
         return picture.astype(np.uint8, copy=False)
-    if not np.isfinite(picture).all():
-        raise ImageError("the picture holds values that are not finite (NaN or infinity): it cannot be encoded")
-    levels: ByteArray = np.rint(np.clip(picture, 0.0, 1.0) * 255.0).astype(np.uint8)
+    levels = np.empty(picture.shape, np.uint8)
+    lines = max(1, _STRIPE // max(1, math.prod(picture.shape[1:])))
+    for top in range(0, len(picture), lines):
+        stripe = picture[top : top + lines]
+        if not np.isfinite(stripe).all():
+            raise ImageError("the picture holds values that are not finite (NaN or infinity): it cannot be encoded")
+        levels[top : top + lines] = np.rint(np.clip(stripe, 0.0, 1.0) * 255.0)
+        release(picture)
     return levels
 
 
@@ -115,7 +177,13 @@ def srgb_profile() -> bytes:
     return bytes(profile)
 
 
-def _resize_plane(plane: FloatArray, size: tuple[int, int]) -> FloatArray:
+def _resize(rows: FloatArray, size: tuple[int, int], box: Box) -> FloatArray:
+    if rows.ndim == 2:
+        return _resize_plane(rows, size, box)
+    return np.stack([_resize_plane(rows[..., c], size, box) for c in range(rows.shape[2])], axis=2)
+
+
+def _resize_plane(plane: FloatArray, size: tuple[int, int], box: Box) -> FloatArray:
     image = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
-    resized = np.asarray(image.resize(size, Image.Resampling.LANCZOS), dtype=np.float32)
-    return np.clip(resized, 0.0, 1.0)
+    found = np.asarray(image.resize(size, Image.Resampling.LANCZOS, box), dtype=np.float32)
+    return np.clip(found, 0.0, 1.0)

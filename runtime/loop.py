@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from impasto.runtime.problem import Evaluator, FloatArray
 from impasto.runtime.solvers import Evaluation, Solver, SolverState
+from impasto.runtime.solvers.vectors import assign, copied, is_finite
 
 _EXPLODED = 1e3
 """A loss this many times an ordinary one counts as a failed evaluation: solvers go back and step shorter."""
@@ -113,7 +114,7 @@ def descend(
     the bit, if the evaluator gives the same bits for the same image.
     """
     shape = best.image.shape
-    best.image = best.image.copy()  # from here on it is written to in place
+    best.image = copied(best.image)  # from here on it is written to in place
     judge = Judge(scale, None if resume is None else resume.ceiling)
     with closing(solver.minimise(best.image.reshape(-1), None if resume is None else resume.solver)) as trials:
         trial = next(trials)
@@ -128,10 +129,10 @@ def descend(
             losses = evaluator.evaluate(trial.x.reshape(shape))
             count += 1
             loss = losses.total
-            passed = judge.passes(loss, bool(np.isfinite(losses.gradient).all()))
+            passed = judge.passes(loss, is_finite(losses.gradient.reshape(-1)))
             improved = passed and loss < best.loss
             if improved:
-                np.copyto(best.image, trial.x.reshape(shape))
+                assign(best.image, trial.x)
                 best.loss, best.terms = loss, losses.terms
             if resume is None or count > resume.evaluation:
                 resumable = None if trial.state is None else state

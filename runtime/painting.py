@@ -17,20 +17,22 @@ from impasto.export.objective import Objective
 from impasto.models.conventions import pixel_space
 from impasto.models.weights import Weights
 from impasto.runtime.backends.protocol import Backend, Plan
+from impasto.runtime.canvas import image_of, picture_of
 from impasto.runtime.checkpoint import Checkpoint, CheckpointWriter
 from impasto.runtime.gpu.hosted import HostedEvaluator
 from impasto.runtime.gpu.loop import DeviceBest, descend_on_device
 from impasto.runtime.identity import check_repeatable, identity
-from impasto.runtime.images import Picture, Sizing, resize, to_uint8
+from impasto.runtime.images import Colours, Picture, Sizing, resize, to_uint8
 from impasto.runtime.job_spec import described
 from impasto.runtime.loop import Best, LoopState, Observation, Step, clock, descend
-from impasto.runtime.margin import surrounded, trimmed
 from impasto.runtime.painting_state import PaintingState
 from impasto.runtime.presets import AnySolver, Preset, Stage
 from impasto.runtime.problem import Evaluator, FloatArray, Problem
 from impasto.runtime.result import Result, Stop, TracePoint, peak_memory, sums
+from impasto.runtime.scratch import Allocate, in_memory, mapped
 from impasto.runtime.solvers import LBFGS, SGD, Adam
-from impasto.runtime.targets import decoded, encoded, measure_targets
+from impasto.runtime.solvers.vectors import chunks
+from impasto.runtime.targets import measure_images
 
 AnyBest = Best | DeviceBest
 
@@ -43,8 +45,9 @@ class Job:
     ``start`` a picture to start from instead of what the preset's ``init`` says; ``seed`` draws the noise. A ``plan``
     of None is the backend's choice for each stage. ``tile_memory`` is what the plan ``tiled`` may take in bytes beside
     the pictures and the solver's vectors, None for what it takes by itself. ``threads`` are the backend's, None for
-    all that are available. ``settings`` are fields of a `impasto.runtime.job_spec.JobSpec` that say how the stylizer
-    was made.
+    all that are available. With ``scratch`` everything as large as the result is kept in mapped files, and not in
+    memory; that changes no bit of the result. ``settings`` are fields of a `impasto.runtime.job_spec.JobSpec` that say
+    how the stylizer was made.
     """
 
     content: Picture
@@ -57,8 +60,14 @@ class Job:
     seed: int = 0
     tile_memory: int | None = None
     threads: int | None = None
+    scratch: bool = False
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def allocate(self) -> Allocate:
+        """What makes arrays as large as the result."""
+        return mapped if self.scratch else in_memory
 
     @property
     def size(self) -> tuple[int, int]:
@@ -165,7 +174,7 @@ class Painting:
         if self._best is None or not self._losses:
             raise Interrupted("stopped before the first evaluation: there is no picture yet")
         job, preset = self._job, self._job.preset
-        picture = resize(self._picture(self._best, self._stage), job.size)
+        picture = resize(self._picture(self._best, self._stage), job.size, job.allocate)
         objective = job.objective(self._stage)
         alpha = job.content.alpha
         return Result(
@@ -196,7 +205,7 @@ class Painting:
     def _resume(self, writer: CheckpointWriter) -> None:
         found = writer.load()
         if found is not None:
-            self._saved = PaintingState.from_checkpoint(*found)
+            self._saved = PaintingState.from_checkpoint(*found, self._job.allocate)
             self._trace = list(self._saved.trace)
             self._seconds = clock(self._saved.seconds)
             self._loop_seconds = clock(self._trace[-1].seconds)
@@ -226,12 +235,13 @@ class Painting:
         objective = job.objective(stage)
         # The margin makes no picture large enough; an error names the picture's own size.
         check_size(job.weights, objective.taps, (size[1], size[0]))
-        style = resize(job.style.rgb, style_size)
-        content = surrounded(resize(job.content.rgb, size), job.margin(stage))
+        space = pixel_space(objective.pixels)
+        style = image_of(space, job.style.pixels, style_size, allocate=job.allocate)
+        content = image_of(space, job.content.pixels, size, job.margin(stage), job.allocate)
         by = job.plan or "fused"
-        targets = measure_targets(self._backend, job.weights, objective, content, style, by, job.tile_memory)
+        targets = measure_images(self._backend, job.weights, objective, content, style, by, job.tile_memory)
         unit = _unit(objective, preset.solver)
-        problem = Problem(objective.scaled(1 / unit), job.weights, targets, (content.shape[0], content.shape[1]))
+        problem = Problem(objective.scaled(1 / unit), job.weights, targets, (content.shape[2], content.shape[3]))
         plan = job.plan or self._backend.plan_for(problem)
         evaluator = self._backend.prepare(problem, plan, job.tile_memory)
         self._plan = plan
@@ -239,7 +249,7 @@ class Painting:
         if saved is not None:
             best = saved.best
         else:
-            start = self._start(content, style, size, job.margin(stage))
+            start = self._start(content, stage)
             best = DeviceBest(start) if _stays_on_device(evaluator, preset.solver) else Best(start)
         took = partial(self._backend.took, problem, plan)
         return _Canvas(evaluator, best, unit, problem.scale(), took)
@@ -297,24 +307,29 @@ class Painting:
 
     def _picture(self, best: AnyBest, stage: Stage | None) -> FloatArray:
         """Return the best picture of a stage without its margin."""
-        return trimmed(decoded(self._job.preset.objective, best.image), self._job.margin(stage))
+        job = self._job
+        return picture_of(pixel_space(job.preset.objective.pixels), best.image, job.margin(stage), job.allocate)
 
-    def _start(self, content: FloatArray, style: FloatArray, size: tuple[int, int], margin: int) -> FloatArray:
-        """Return what a stage starts as; ``content`` has its margin already."""
+    def _start(self, content: FloatArray, stage: Stage | None) -> FloatArray:
+        """Return the image that a stage starts from, perhaps that of the content picture."""
         job, preset = self._job, self._job.preset
+        size, style_size = job.sizes(stage)
+        picture: Colours
         if self._best is not None:
             picture = self._picture(self._best, self._stage)
         elif job.start is not None:
-            picture = job.start.rgb
+            picture = job.start.pixels
         elif preset.init == "noise":
             # RandomState's stream is frozen: the same seed starts from the same noise everywhere.
-            noise = np.random.RandomState(job.seed).standard_normal((1, 3, *content.shape[:2]))
-            return (noise * preset.noise).astype(np.float32)
+            random, noise = np.random.RandomState(job.seed), job.allocate(content.shape)
+            for (part,) in chunks(noise.reshape(-1)):
+                part[:] = random.standard_normal(part.size) * preset.noise
+            return noise
         elif preset.init == "style":
-            picture = style
+            picture = resize(job.style.rgb, style_size, job.allocate)
         else:
-            return encoded(preset.objective, content)
-        return encoded(preset.objective, surrounded(resize(picture, size), margin))
+            return content
+        return image_of(pixel_space(preset.objective.pixels), picture, size, job.margin(stage), job.allocate)
 
 
 def _stays_on_device(evaluator: Evaluator, solver: AnySolver) -> bool:

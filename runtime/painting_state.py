@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from impasto.runtime.loop import Best, LoopState
 from impasto.runtime.result import TracePoint
+from impasto.runtime.scratch import Allocate, in_memory
 from impasto.runtime.solvers import SolverState
+from impasto.runtime.solvers.vectors import assign
 
 _SOLVER = "solver."
 """What the names of the solver's arrays begin with."""
@@ -48,10 +50,17 @@ class PaintingState:
         return state, {"trace": trace, "best": self.best.image, **solver}
 
     @classmethod
-    def from_checkpoint(cls, state: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> PaintingState:
-        """Return the state that `to_checkpoint` described; the solver's arrays stay where they are until used."""
+    def from_checkpoint(
+        cls, state: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], allocate: Allocate = in_memory
+    ) -> PaintingState:
+        """Return the state that `to_checkpoint` described; the solver's arrays stay where they are until used.
+
+        ``allocate`` makes the best iterate's.
+        """
         trace = [TracePoint(int(i), int(e), float(seconds), float(loss)) for i, e, seconds, loss in arrays["trace"]]
-        best = Best(arrays["best"], state["loss"], state["terms"])
+        saved = arrays["best"]
+        best = Best(allocate(saved.shape), state["loss"], state["terms"])
+        assign(best.image, saved)
         solver = SolverState(state["solver"], _Below(arrays))
         loop = LoopState(state["evaluation"], state["ceiling"], solver)
         return cls(state["stage"], state["began"], state["seconds"], trace, best, loop)

@@ -55,7 +55,7 @@ class Preset:
     - ``smallest_grid``: at each size, leave out taps whose grid of positions in the content or the style picture has a
       side below this, but never the finest; 0 leaves out none, and a picture too small for a tap is an error.
     - ``margin``: pixels of reflected content to paint around the picture, and to cut off at the end
-      (`impasto.runtime.margin`); in proportion less at smaller stages.
+      (`impasto.runtime.canvas`); in proportion less at smaller stages.
 
     Raises `UsageError` for settings that cannot work.
     """

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
 
 from impasto.errors import ImageError, ImpastoError, LimitError
-from impasto.runtime.images import FloatArray, Picture, srgb_profile, to_uint8
+from impasto.runtime.images import ByteArray, Colours, FloatArray, Picture, srgb_profile, to_uint8, to_unit
 from impasto.runtime.limits import DEFAULT_LIMITS, Limits
 
 Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[Any]
@@ -50,12 +50,14 @@ _UPRIGHT = {
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tags
 _WHITE_IS_ZERO = 0
 
+_STRIPE = 1 << 20  # pixels that are copied at a time
+
 # How far floats may leave 0–1 before they are taken for another range: what float32 arithmetic on colours costs.
 _ROUNDING = 1e-5
 
 
 def read_image(source: Source, limits: Limits = DEFAULT_LIMITS) -> Picture:
-    """Read a picture as RGB values in 0–1, and keep its opacity aside.
+    """Read a picture as sRGB, and keep its opacity aside.
 
     ``source`` is a path, the bytes of a file, a binary file object (read from where it stands), a Pillow image (its
     current frame; it is not changed), or an array of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8, uint16
@@ -65,8 +67,10 @@ def read_image(source: Source, limits: Limits = DEFAULT_LIMITS) -> Picture:
     first frame is taken. The EXIF orientation is applied. An ICC profile is followed to sRGB (perceptual intent);
     without one, colours are taken as sRGB, CMYK by the plain formula. A profile that is broken or of another colour
     model is ignored, and `Picture.notes` says so. Greyscale of 16 bits keeps its precision unless it has a profile;
-    Pillow reads colour of 16 bits at 8, which `Picture.notes` says too. Opacity is not premultiplied; ``rgb`` is laid
+    Pillow reads colour of 16 bits at 8, which `Picture.notes` says too. Opacity is not premultiplied; pixels are laid
     over white: rgb·α + 1 − α, on encoded values, as browsers do.
+
+    What is stored as opaque colours of 8 bits stays uint8; everything else becomes float32.
 
     Raises `ImageError` when the source does not exist, is not a picture of those formats, is damaged or truncated,
     or holds values that are not finite or not in 0–1; `LimitError` when the file is above ``limits.max_file_bytes``
@@ -76,10 +80,15 @@ def read_image(source: Source, limits: Limits = DEFAULT_LIMITS) -> Picture:
         return _from_array(source, limits)
     if isinstance(source, Image.Image):
         return _from_pillow(source, getattr(source, "filename", "") or "<Pillow image>", limits)
+    image, name = _opened(source, limits)
+    return _from_pillow(image, name, limits)
+
+
+def _opened(source: str | os.PathLike[str] | bytes | BinaryIO, limits: Limits) -> tuple[Image.Image, str]:
+    """Return an image whose header is read, and what to call it; no other than the image holds the file's bytes."""
     data, name = _file_bytes(source, limits)
     with _typed_errors(name):
-        image = _open(data, name)
-    return _from_pillow(image, name, limits)
+        return _open(data, name), name
 
 
 def _file_bytes(source: str | os.PathLike[str] | bytes | BinaryIO, limits: Limits) -> tuple[bytes, str]:
@@ -193,7 +202,7 @@ def _grey_range(image: Image.Image, name: str) -> tuple[int, int]:
 
 def _deep_grey(
     image: Image.Image, black_white: tuple[int, int], profile: bytes | None, notes: list[str]
-) -> tuple[FloatArray, FloatArray | None]:
+) -> tuple[Colours, FloatArray | None]:
     black, white = black_white
     stored = np.asarray(image)
     transparent = image.info.get("transparency")
@@ -203,22 +212,22 @@ def _deep_grey(
         return _grey_to_rgb(grey), alpha
     # LittleCMS, as Pillow binds it, gives colours of 8 bits only.
     notes.append("greyscale of 16 bits was read at 8 bits, to follow its colour profile")
-    return _bytes_to_unit(_to_srgb(Image.fromarray(to_uint8(grey)), profile, notes)), alpha
+    return _bytes_of(_to_srgb(Image.fromarray(to_uint8(grey)), profile, notes)), alpha
 
 
-def _colours(image: Image.Image, profile: bytes | None, notes: list[str]) -> tuple[FloatArray, FloatArray | None]:
+def _colours(image: Image.Image, profile: bytes | None, notes: list[str]) -> tuple[Colours, FloatArray | None]:
     if image.mode in ("La", "RGBa"):
         image = image.convert(image.mode.upper())  # premultiplied
     alpha: FloatArray | None = None
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        alpha = _bytes_to_unit(rgba.getchannel("A"))
+        alpha = to_unit(np.asarray(rgba.getchannel("A")))
         image = image.convert("L") if image.mode in ("1", "L", "LA") else rgba.convert("RGB")
     elif image.mode == "1":
         image = image.convert("L")
-    elif image.mode not in ("L", "CMYK", "LAB"):
+    elif image.mode not in ("L", "RGB", "CMYK", "LAB"):
         image = image.convert("RGB")
-    return _bytes_to_unit(_to_srgb(image, profile, notes)), alpha
+    return _bytes_of(_to_srgb(image, profile, notes)), alpha
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
@@ -238,7 +247,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Ima
             return _transformed(image, source, ImageCms.ImageCmsProfile(srgb))
         except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
             notes.append(f"the colour profile was ignored: {_reason(error)}")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _transformed(image: Image.Image, source: ImageCms.ImageCmsProfile, target: ImageCms.ImageCmsProfile) -> Image.Image:
@@ -262,7 +271,11 @@ def _from_array(array: NDArray[Any], limits: Limits) -> Picture:
     limits.check_pixels(array.shape[1], array.shape[0], f"picture {name!r}")
     if array.size == 0:
         raise ImageError(f"array of shape {array.shape} has no pixels: give one that has")
-    values = _unit_values(array.reshape(*array.shape[:2], channels), name)
+    stored = array.reshape(*array.shape[:2], channels)
+    if array.dtype == np.uint8 and channels == 3:
+        # A copy, since the caller's array may change before it is painted.
+        return _picture(stored.astype(np.uint8), None, name, [])
+    values = _unit_values(stored, name)
     rgb = _grey_to_rgb(values[..., 0]) if channels == 1 else values[..., :3]
     return _picture(rgb, values[..., 3] if channels == 4 else None, name, [])
 
@@ -282,21 +295,26 @@ def _unit_values(array: NDArray[Any], name: str) -> FloatArray:
     return values
 
 
-def _bytes_to_unit(image: Image.Image) -> FloatArray:
-    values: FloatArray = np.asarray(image).astype(np.float32) / np.float32(255)
-    return values
+def _bytes_of(image: Image.Image) -> ByteArray:
+    """Return the bytes of an image of mode RGB; a few rows at a time, since Pillow gives them as two more copies."""
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, _STRIPE // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
 
 
 def _grey_to_rgb(grey: FloatArray) -> FloatArray:
     return np.repeat(grey[..., np.newaxis], 3, axis=2)
 
 
-def _picture(rgb: FloatArray, alpha: FloatArray | None, name: str, notes: list[str]) -> Picture:
+def _picture(rgb: Colours, alpha: FloatArray | None, name: str, notes: list[str]) -> Picture:
     if alpha is None or (alpha == 1).all():
-        return Picture(np.ascontiguousarray(rgb), None, name, tuple(notes))
+        return Picture(rgb if rgb.flags.c_contiguous else rgb.copy(), None, name, tuple(notes))
     alpha = np.ascontiguousarray(alpha)
     opacity = alpha[..., np.newaxis]
-    return Picture(rgb * opacity + (1 - opacity), alpha, name, tuple(notes))
+    return Picture(to_unit(rgb) * opacity + (1 - opacity), alpha, name, tuple(notes))
 
 
 @contextlib.contextmanager

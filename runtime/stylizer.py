@@ -292,7 +292,7 @@ class Stylizer:
     def _memory(self, job: Job) -> int | None:
         """Return the memory that the job may take in bytes, which counts what it holds already."""
         tensors = sum(tensor.nbytes for tensor in self.weights.tensors.values())
-        return self.limits.memory_bytes(tensors + job.content.rgb.nbytes + job.style.rgb.nbytes)
+        return self.limits.memory_bytes(tensors + job.content.nbytes + job.style.nbytes)
 
     def _exclusively(self, painting: Painting) -> Iterator[Step]:
         with self.exclusive():

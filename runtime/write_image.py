@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin
@@ -55,8 +55,8 @@ def write_image(
     The picture is as in `encode_image`, the file as in `write_atomically`, and so are the errors; besides,
     `OutputError` for a suffix that is not in `IMAGE_FORMATS`.
     """
-    data = encode_image(rgb, image_format(path), alpha, quality=quality, metadata=metadata)
-    write_atomically(path, data, overwrite)
+    save = _encoder(rgb, image_format(path), alpha, quality, metadata or {})
+    write_atomically(path, save, overwrite)
 
 
 def encode_image(
@@ -79,6 +79,15 @@ def encode_image(
     Raises `ImageError` for another shape or type or values that are not finite, `UnknownNameError` for another
     format, `UsageError` for another quality, `OutputError` when the format cannot hold the size or the metadata.
     """
+    buffer = io.BytesIO()
+    _encoder(rgb, format, alpha, quality, metadata or {})(buffer)
+    return buffer.getvalue()
+
+
+def _encoder(
+    rgb: Pixels, format: str, alpha: Pixels | None, quality: int, metadata: Mapping[str, str]
+) -> Callable[[BinaryIO], None]:
+    """Return what writes a picture to a file; raise what can be known before."""
     if format not in IMAGE_FORMATS.values():
         raise UnknownNameError("image format", format, sorted(set(IMAGE_FORMATS.values())))
     if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
@@ -90,13 +99,20 @@ def encode_image(
             f"{format} holds at most {longest} pixels a side, the picture has {image.width}×{image.height}: use png or "
             "tiff"
         )
-    buffer = io.BytesIO()
-    options = _options(format, quality, metadata or {})
-    try:
-        image.save(buffer, format, icc_profile=srgb_profile(), **options)
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{format} cannot hold this picture ({error}): use another format or less metadata") from None
-    return buffer.getvalue()
+    options = _options(format, quality, metadata)
+
+    def save(file: BinaryIO) -> None:
+        try:
+            image.save(file, format, icc_profile=srgb_profile(), **options)
+        except (OSError, ValueError) as error:
+            # What has a number is the file's.
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise OutputError(
+                f"{format} cannot hold this picture ({error}): use another format or less metadata"
+            ) from None
+
+    return save
 
 
 def _image(rgb: Pixels, alpha: Pixels | None) -> Image.Image:
@@ -107,7 +123,7 @@ def _image(rgb: Pixels, alpha: Pixels | None) -> Image.Image:
         if alpha.shape != rgb.shape[:2]:
             raise ImageError(f"alpha of shape {alpha.shape} does not fit a picture of {rgb.shape[:2]}: resize it")
         planes.append(_quantised(alpha)[..., np.newaxis])
-    return Image.fromarray(np.concatenate(planes, axis=2))
+    return Image.fromarray(planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2))
 
 
 def _quantised(values: Pixels) -> ByteArray:

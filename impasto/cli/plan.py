@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -145,6 +146,8 @@ def _memory(found: Prospect, shown: Forecast) -> list[str]:
     stages = [f"{w}×{h}" for w, h in (stage.size for stage in shown.stages)]
     if len(stages) > 1:
         lines.append(f"scales: {', '.join(stages)}")
+    if shown.scratch_bytes:
+        lines.append(f"files: {human_bytes(shown.scratch_bytes)} in {gettempdir()} (TMPDIR), while it is painted")
     last = shown.stages[-1]
     tiles = f"{last.windows} windows, {last.overhead:.2f} times the arithmetic" if last.windows else "none"
     lines.append(f"plan: {shown.plan}, tiles: {tiles}")

@@ -163,6 +163,8 @@ class GraphBackend(ABC):
         room = memory - arrays if allocate is in_memory else memory
         tiling = tile(problem.weights, problem.objective, problem.shape, room, precision)
         key = ("tiled", structure(problem), memory, tuple(problem.targets.content))
+        # They fill the memory that they may take, so there is one set of them.
+        self._drop(lambda other: isinstance(other, tuple) and other[0] == "tiled" and other != key)
         sessions: TiledSessions = self._kept(
             key, lambda: TiledPlan.compile(problem, self.compile, tiling, precision, self.target_precision)
         )
@@ -177,6 +179,12 @@ class GraphBackend(ABC):
         with self._lock:
             while self._warm:
                 self._warm.popitem()[1].close()
+
+    def _drop(self, which: Callable[[Hashable], bool]) -> None:
+        """Free the sessions that were kept for some keys."""
+        with self._lock:
+            for key in [key for key in self._warm if which(key)]:
+                self._warm.pop(key).close()
 
     def _kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """Return what ``make`` returned for the key before, or make it now; what was not used for longest goes."""

@@ -14,8 +14,9 @@ from impasto.runtime.gpu.report import DeviceTrial, DeviceTrials
 from impasto.runtime.kernels.solver import AdamVectors, SolverKernels
 from impasto.runtime.solvers.adam import Adam
 from impasto.runtime.solvers.bounds import Bounds
-from impasto.runtime.solvers.protocol import flat_copy, power_of_two_scale
+from impasto.runtime.solvers.protocol import flat_copy
 from impasto.runtime.solvers.recovery import Failures
+from impasto.runtime.solvers.vectors import power_of_two_scale
 
 
 def minimise(

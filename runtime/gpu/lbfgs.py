@@ -14,8 +14,8 @@ from impasto.runtime.gpu.memory import Memory
 from impasto.runtime.gpu.report import DeviceEvaluation, DeviceTrial, DeviceTrials
 from impasto.runtime.kernels.solver import SolverKernels
 from impasto.runtime.solvers.lbfgs import LBFGS, MAX_STALLED
-from impasto.runtime.solvers.protocol import power_of_two_scale
 from impasto.runtime.solvers.recovery import Failures
+from impasto.runtime.solvers.vectors import power_of_two_scale
 from impasto.runtime.solvers.wolfe import Point, strong_wolfe
 
 

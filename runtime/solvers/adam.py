@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from impasto.models.conventions import FloatArray
+from impasto.runtime.scratch import like
 from impasto.runtime.solvers.bounds import Bounds
 from impasto.runtime.solvers.fixed_step import fixed_step
 from impasto.runtime.solvers.protocol import (
@@ -15,9 +16,9 @@ from impasto.runtime.solvers.protocol import (
     Trials,
     flat_copy,
     overflow_fails,
-    power_of_two_scale,
     require,
 )
+from impasto.runtime.solvers.vectors import assign, chunks, power_of_two_scale
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Adam:
     moments start afresh (the cs231n notebook, whose 3.0 falls to 0.1 so, makes a new optimiser there). With ``bounds``
     the start and every iterate are clamped; with ``bounds_until`` k only the iterates before number k (cs231n clamps
     before number 190 of 200). After a failed evaluation the moments start afresh too, and all later steps are halved.
-    Ends early only where the gradient is exactly zero. Memory: 7 vectors.
+    Ends early only where the gradient is exactly zero. Memory: 5 vectors.
 
     Raises `impasto.errors.UsageError` for settings that cannot work.
     """
@@ -81,15 +82,15 @@ class _Moments:
         self._rates = dict(settings.decay)
         self._rate = settings.learning_rate
         self._scale = np.float32(power_of_two_scale(first))
-        self._m, self._v = np.zeros_like(first), np.zeros_like(first)
+        self._m, self._v = like(first), like(first)
         self._steps = 0
-        self._gradient = first * self._scale
-        self._denominator = np.square(self._gradient)
-        self._eps = settings.eps * math.sqrt(float(self._denominator.mean(dtype=np.float64)))
+        squares = sum(float(np.square(part * self._scale).sum(dtype=np.float64)) for (part,) in chunks(first))
+        self._eps = settings.eps * math.sqrt(squares / first.size)
 
     def restart(self) -> None:
-        self._m.fill(0)
-        self._v.fill(0)
+        for m, v in chunks(self._m, self._v):
+            m.fill(0)
+            v.fill(0)
         self._steps = 0
 
     def state(self) -> SolverState:
@@ -100,8 +101,8 @@ class _Moments:
         numbers = state.numbers
         self._rate, self._steps, self._eps = numbers["rate"], numbers["steps"], numbers["eps"]
         self._scale = np.float32(numbers["scale"])
-        np.copyto(self._m, state.arrays["m"])
-        np.copyto(self._v, state.arrays["v"])
+        assign(self._m, state.arrays["m"])
+        assign(self._v, state.arrays["v"])
 
     @overflow_fails
     def step(self, x: FloatArray, gradient: FloatArray, iteration: int, shrink: float) -> None:
@@ -110,20 +111,21 @@ class _Moments:
             self._rate = self._rates[iteration - 1]
             self.restart()
         self._steps += 1
-        scaled, denominator = self._gradient, self._denominator
-        np.multiply(gradient, self._scale, out=scaled)
-        np.square(scaled, out=denominator)
-        denominator *= np.float32(1 - settings.beta2)
-        self._v *= np.float32(settings.beta2)
-        self._v += denominator
-        scaled *= np.float32(1 - settings.beta1)
-        self._m *= np.float32(settings.beta1)
-        self._m += scaled
-        np.sqrt(self._v, out=denominator)
-        denominator /= np.float32(math.sqrt(1 - settings.beta2**self._steps))
-        denominator += np.float32(self._eps)
-        rate = shrink * self._rate / (1 - settings.beta1**self._steps)
-        np.divide(self._m, denominator, out=scaled)
-        scaled *= np.float32(rate)
-        x -= scaled
+        deviation = np.float32(math.sqrt(1 - settings.beta2**self._steps))
+        rate = np.float32(shrink * self._rate / (1 - settings.beta1**self._steps))
+        for point, slope, m, v in chunks(x, gradient, self._m, self._v):
+            scaled = slope * self._scale
+            denominator = np.square(scaled)
+            denominator *= np.float32(1 - settings.beta2)
+            v *= np.float32(settings.beta2)
+            v += denominator
+            scaled *= np.float32(1 - settings.beta1)
+            m *= np.float32(settings.beta1)
+            m += scaled
+            np.sqrt(v, out=denominator)
+            denominator /= deviation
+            denominator += np.float32(self._eps)
+            np.divide(m, denominator, out=scaled)
+            scaled *= rate
+            point -= scaled
         settings.clamp(x, iteration)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from impasto.models.conventions import FloatArray
 from impasto.runtime.solvers.protocol import require
+from impasto.runtime.solvers.vectors import chunks
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class Bounds:
             if side is not None:
                 self._check(side, x.size)
                 blocks = x.reshape(len(side), -1)
-                project(blocks, np.asarray(side, dtype=np.float32)[:, None], out=blocks)
+                limits = np.asarray(side, dtype=np.float32)[:, None]
+                for (part,) in chunks(blocks):
+                    project(part, limits, out=part)
 
     def arrays(self, size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return low and high, float32 numbers as float64 of that size, infinite where open; raise as `clamp` does."""

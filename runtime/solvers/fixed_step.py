@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-import numpy as np
-
 from impasto.models.conventions import FloatArray
+from impasto.runtime.scratch import like
 from impasto.runtime.solvers.protocol import SolverState, Trial, Trials
 from impasto.runtime.solvers.recovery import Failures
+from impasto.runtime.solvers.vectors import assign, is_zero
 
 
 class StepRule(Protocol):
@@ -45,12 +45,12 @@ def fixed_step(
     trial but the first has a state, from which ``resume`` goes on.
     """
     failures = Failures("lower the learning rate or the weights")
-    good, gradient = np.empty_like(x), np.empty_like(x)
+    good, gradient = like(x), like(x)
     rule: StepRule | None = None
     iteration, shrink = 0, 1.0
     if resume is not None:
         for name, vector in (("x", x), ("good", good), ("gradient", gradient)):
-            np.copyto(vector, resume.arrays[name])
+            assign(vector, resume.arrays[name])
         rule = rule_for(gradient)
         rule.restore(resume)
         iteration, shrink = resume.numbers["iteration"], resume.numbers["shrink"]
@@ -65,14 +65,14 @@ def fixed_step(
     while True:
         evaluation = yield Trial(x, iteration, None if rule is None else state)
         if failures.passed(evaluation, iteration):
-            np.copyto(good, x)
-            np.copyto(gradient, evaluation.gradient)
+            assign(good, x)
+            assign(gradient, evaluation.gradient)
         else:
-            np.copyto(x, good)
+            assign(x, good)
             shrink /= 2
             if rule is not None:
                 rule.restart()
-        if iteration == iterations or not gradient.any():
+        if iteration == iterations or is_zero(gradient):
             return
         if rule is None:
             rule = rule_for(gradient)

@@ -15,20 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from impasto.models.conventions import FloatArray
+from impasto.runtime.scratch import like
 from impasto.runtime.solvers.protocol import SolverState, overflow_fails
+from impasto.runtime.solvers.vectors import assign, chunks, dot, products
 
 
 class History:
-    """At most ``pairs`` pairs of a step s and the gradient's change y over it, each float32 of ``size`` elements.
+    """At most ``pairs`` pairs of a step s and the gradient's change y over it, each float32, and kept where the
+    vector ``start`` of their size is.
 
     The caller writes a pair into `step` and `change`, looks at `curvature`, and may `keep` it. ``scale`` is γ, the
     multiple of the identity that the pairs correct: s·y / y·y of the last pair kept, 1 before any.
     """
 
-    def __init__(self, pairs: int, size: int) -> None:
+    def __init__(self, pairs: int, start: FloatArray) -> None:
         # One slot more than there are pairs is where the next one is written. Rows 2i and 2i + 1 are slot i's step
         # and change, so that the slots in use are one contiguous matrix; the rest is memory not yet touched.
-        self._rows: FloatArray = np.empty((2 * (pairs + 1), size), dtype=np.float32)
+        self._rows = like(start, (2 * (pairs + 1), start.size))
         self._pairs = pairs
         self._order: list[int] = []  # the slots kept, oldest first
         self._spare = 0
@@ -58,7 +61,7 @@ class History:
     def curvature(self) -> tuple[float, float, float]:
         """Return s·y, s·s and y·y of the pair last written."""
         s, y = self.step, self.change
-        return float(s @ y), float(s @ s), float(y @ y)
+        return dot(s, y), dot(s, s), dot(y, y)
 
     def keep(self) -> None:
         """Add the pair last written, in place of the oldest one if the history is full; its s·y must be positive."""
@@ -91,11 +94,12 @@ class History:
         for name, values in (("sy", self._sy), ("yy", self._yy), ("products", self._products)):
             np.copyto(values, arrays[name])
         for slot in self._order:
-            np.copyto(self._rows[2 * slot], arrays[f"step.{slot}"])
-            np.copyto(self._rows[2 * slot + 1], arrays[f"change.{slot}"])
+            assign(self._rows[2 * slot], arrays[f"step.{slot}"])
+            assign(self._rows[2 * slot + 1], arrays[f"change.{slot}"])
         # Between others it is multiplied by zero, which must not find NaN in memory that nothing was written to.
-        self.step.fill(0)
-        self.change.fill(0)
+        for step, change in chunks(self.step, self.change):
+            step.fill(0)
+            change.fill(0)
 
     @overflow_fails
     def direction(self, gradient: FloatArray, out: FloatArray) -> None:
@@ -104,29 +108,29 @@ class History:
         To be called once for each gradient that the changes are differences of.
         """
         if not self._order:
-            np.multiply(gradient, -self.scale, out=out)
+            for slope, into in chunks(gradient, out):
+                np.multiply(slope, -self.scale, out=into)
             return
         used = self._rows[: 2 * (max(self._order) + 1)]
-        products = (used @ gradient).astype(np.float64)
-        self._complete(products)
+        found = products(used, gradient)
+        self._complete(found)
         coefficients = np.zeros(len(used), dtype=np.float32)
         slots = np.array(self._order)
-        steps, changes = self._recursion(products[2 * slots], products[2 * slots + 1])
+        steps, changes = self._recursion(found[2 * slots], found[2 * slots + 1])
         coefficients[2 * slots], coefficients[2 * slots + 1] = steps, changes
-        np.dot(coefficients, used, out=out)
-        # The slot for the next pair is free until that is written.
-        np.multiply(gradient, self.scale, out=self.step)
-        out -= self.step
+        for rows, slope, into in chunks(used, gradient, out):
+            np.dot(coefficients, rows, out=into)
+            into -= slope * np.float32(self.scale)
 
-    def _complete(self, products: NDArray[np.float64]) -> None:
+    def _complete(self, found: NDArray[np.float64]) -> None:
         """Fill in the new pair's inner products with the older ones."""
         if self._new is not None:
             older, new = self._order[:-1], self._new
-            with_change = products - self._products[: len(products)]
+            with_change = found - self._products[: len(found)]
             self._sy[older, new] = with_change[0::2][older]
             self._yy[older, new] = self._yy[new, older] = with_change[1::2][older]
             self._new = None
-        self._products[: len(products)] = products
+        self._products[: len(found)] = found
 
     def _recursion(
         self, sg: NDArray[np.float64], yg: NDArray[np.float64]

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from impasto.models.conventions import FloatArray
+from impasto.runtime.scratch import like
 from impasto.runtime.solvers.history import History
 from impasto.runtime.solvers.protocol import (
     Evaluation,
@@ -16,12 +17,11 @@ from impasto.runtime.solvers.protocol import (
     Trial,
     Trials,
     flat_copy,
-    largest,
     overflow_fails,
-    power_of_two_scale,
     require,
 )
 from impasto.runtime.solvers.recovery import Failures
+from impasto.runtime.solvers.vectors import assign, chunks, dot, is_zero, largest, power_of_two_scale
 from impasto.runtime.solvers.wolfe import Point, strong_wolfe
 
 MIN_COSINE = 1e-6
@@ -67,21 +67,22 @@ class LBFGS:
         """
         x = flat_copy(start)
         failures = Failures("lower first_step or the weights")
-        history = History(min(self.history, self.iterations), x.size)
+        history = History(min(self.history, self.iterations), x)
         if resume is None:
             evaluation = yield Trial(x, 0)
             failures.passed(evaluation, 0)
-            if not evaluation.gradient.any():
+            if is_zero(evaluation.gradient):
                 return
             # Loss and gradient are used times a power of two: exact, and safe from the ends of float32's range.
             scale = power_of_two_scale(evaluation.gradient)
-            line = _Line(x, evaluation.gradient * np.float32(scale), scale)
+            line = _Line(x, scale)
+            line.receive(evaluation.gradient, line.gradient)
             loss = evaluation.loss * line.scale
             at = _Progress(loss, lowest=loss)
         else:
-            line = _Line(x, np.empty_like(x), resume.numbers["scale"])
+            line = _Line(x, resume.numbers["scale"])
             for name, vector in line.vectors().items():
-                np.copyto(vector, resume.arrays[name])
+                assign(vector, resume.arrays[name])
             history.restore(resume)
             at = _Progress(**resume.numbers["at"])
             failures.in_a_row = resume.numbers["failures"]
@@ -133,7 +134,7 @@ class LBFGS:
             resumable = None
             point = Point(step, math.inf, math.nan)
             if failures.passed(evaluation, at.iteration):
-                line.receive(evaluation.gradient)
+                line.receive(evaluation.gradient, line.trial_gradient)
                 point = Point(step, evaluation.loss * line.scale, line.slope(line.trial_gradient))
             try:
                 step = search.send(point)
@@ -143,11 +144,11 @@ class LBFGS:
             if point.loss < lowest.loss:
                 # The search may come back to its lowest point.
                 lowest = point
-                np.copyto(line.kept_gradient, line.trial_gradient)
+                assign(line.kept_gradient, line.trial_gradient)
         if chosen is None or chosen == point.step:
             return None if chosen is None else point.loss
         line.move(chosen)
-        np.copyto(line.trial_gradient, line.kept_gradient)
+        assign(line.trial_gradient, line.kept_gradient)
         return lowest.loss
 
 
@@ -172,10 +173,10 @@ class _Progress:
 class _Line:
     """The vectors of a line search: from x along the direction to a trial, with the scaled gradients at both."""
 
-    def __init__(self, x: FloatArray, gradient: FloatArray, scale: float) -> None:
-        self.x, self.gradient, self.scale = x, gradient, scale
-        self.direction, self.trial = np.empty_like(x), np.empty_like(x)
-        self.trial_gradient, self.kept_gradient = np.empty_like(x), np.empty_like(x)
+    def __init__(self, x: FloatArray, scale: float) -> None:
+        self.x, self.scale = x, scale
+        self.gradient, self.direction, self.trial = like(x), like(x), like(x)
+        self.trial_gradient, self.kept_gradient = like(x), like(x)
 
     def vectors(self) -> dict[str, FloatArray]:
         """Return what a new search along the line begins with."""
@@ -184,23 +185,27 @@ class _Line:
     @overflow_fails
     def move(self, step: float) -> None:
         """Put the trial at that step."""
-        np.multiply(self.direction, np.float32(step), out=self.trial)
-        self.trial += self.x
+        for direction, x, trial in chunks(self.direction, self.x, self.trial):
+            np.multiply(direction, np.float32(step), out=trial)
+            trial += x
 
     @overflow_fails
-    def receive(self, gradient: FloatArray) -> None:
-        """Take the trial's gradient."""
-        np.multiply(gradient, np.float32(self.scale), out=self.trial_gradient)
+    def receive(self, gradient: FloatArray, into: FloatArray) -> None:
+        """Take a gradient, scaled, as one of these vectors."""
+        for found, scaled in chunks(gradient, into):
+            np.multiply(found, np.float32(self.scale), out=scaled)
 
     @overflow_fails
     def slope(self, gradient: FloatArray) -> float:
         """Return the slope, scaled loss per unit of step, where the scaled gradient is that."""
-        return float(gradient @ self.direction)
+        return dot(gradient, self.direction)
 
     def pair(self, step: FloatArray, change: FloatArray) -> None:
         """Write the step to the trial, as x took it after rounding, and the gradient's change over it."""
-        np.subtract(self.trial, self.x, out=step)
-        np.subtract(self.trial_gradient, self.gradient, out=change)
+        for trial, x, into in chunks(self.trial, self.x, step):
+            np.subtract(trial, x, out=into)
+        for after, before, into in chunks(self.trial_gradient, self.gradient, change):
+            np.subtract(after, before, out=into)
 
     def advance(self) -> None:
         """Make the trial the point to go on from."""

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 
 from impasto.errors import UsageError
 from impasto.models.conventions import FloatArray
+from impasto.runtime.scratch import like
+from impasto.runtime.solvers.vectors import assign
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,9 @@ class Solver(Protocol):
     def minimise(self, start: FloatArray, resume: SolverState | None = None) -> Trials:
         """Yield trials, the start first; return when stationary to rounding or at the end of the own budget.
 
-        ``start`` is float32 of any shape, and is left as it is. With ``resume``, a trial's state from a run of the same
-        settings and size, that trial comes first and only the size of ``start`` counts. Raises
+        ``start`` is float32 of any shape, and is left as it is. Where it is kept, in memory or in a mapped file, the
+        solver keeps its own vectors (`impasto.runtime.solvers.vectors`). With ``resume``, a trial's state from a run of
+        the same settings and size, that trial comes first and only the size of ``start`` counts. Raises
         `impasto.errors.DivergenceError`.
         """
         ...
@@ -119,23 +122,11 @@ def require(condition: bool, complaint: str) -> None:
 
 
 def flat_copy(start: FloatArray) -> FloatArray:
-    """Return a flat, contiguous float32 copy of a start; raise `impasto.errors.UsageError` if it is empty."""
-    x = np.array(start, dtype=np.float32, order="C").reshape(-1)
-    require(x.size > 0, "the start has no elements: give at least 1")
-    return x
+    """Return a flat, contiguous float32 copy of a start, kept where that is.
 
-
-def power_of_two_scale(gradient: FloatArray) -> float:
-    """Return the power of two by which the gradient's largest element comes to lie in 0.5–1.
-
-    Multiplying by it rounds nothing, and makes float32 squares and products safe for a loss of any scale. The
-    gradient must not be zero.
+    Raises `impasto.errors.UsageError` if it is empty.
     """
-    _, exponent = math.frexp(largest(gradient))
-    # Beyond ±126 the factor itself would leave float32's normal range.
-    return math.ldexp(1.0, max(-126, min(126, -exponent)))
-
-
-def largest(values: FloatArray) -> float:
-    """Return the largest absolute value."""
-    return max(float(values.max()), -float(values.min()))
+    require(start.size > 0, "the start has no elements: give at least 1")
+    x = like(start, (start.size,))
+    assign(x, start)
+    return x

@@ -10,6 +10,7 @@ import numpy as np
 from impasto.models.conventions import FloatArray
 from impasto.runtime.solvers.fixed_step import fixed_step
 from impasto.runtime.solvers.protocol import SolverState, Trials, flat_copy, overflow_fails, require
+from impasto.runtime.solvers.vectors import chunks
 
 
 @dataclass(frozen=True)
@@ -56,4 +57,5 @@ class _Descent:
     def step(self, x: FloatArray, gradient: FloatArray, iteration: int, shrink: float) -> None:
         settings = self._settings
         rate = settings.learning_rate * settings.decay_rate ** ((iteration - 1) / settings.decay_steps)
-        x -= gradient * np.float32(rate * shrink)
+        for part, slope in chunks(x, gradient):
+            part -= slope * np.float32(rate * shrink)

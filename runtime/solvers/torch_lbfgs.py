@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from impasto.models.conventions import FloatArray
+from impasto.runtime.scratch import like
 from impasto.runtime.solvers.bounds import Bounds
 from impasto.runtime.solvers.history import History
 from impasto.runtime.solvers.protocol import (
@@ -17,11 +18,11 @@ from impasto.runtime.solvers.protocol import (
     Trial,
     Trials,
     flat_copy,
-    largest,
     overflow_fails,
     require,
 )
 from impasto.runtime.solvers.recovery import Failures
+from impasto.runtime.solvers.vectors import are_equal, assign, chunks, copied, dot, largest
 
 _MIN_CURVATURE = 1e-10
 """torch's threshold on s·y for keeping a pair; absolute, as in torch."""
@@ -74,7 +75,7 @@ class TorchLBFGS:
         while True:
             yield from self._step(state)
             state.clamp()
-            if np.array_equal(state.x, state.opening):
+            if are_equal(state.x, state.opening):
                 if state.failures.in_a_row:
                     state.failures.give_up(state.iterations)
                 return
@@ -93,7 +94,7 @@ class TorchLBFGS:
             first = state.turn()
             size = self.learning_rate
             if first:
-                size *= min(1.0, 1.0 / float(np.abs(state.gradient).sum())) * 0.5**state.failures.in_a_row
+                size *= min(1.0, 1.0 / state.gradient_sum()) * 0.5**state.failures.in_a_row
             if state.slope() > -self.tolerance_change:
                 return
             state.move(size)
@@ -120,16 +121,16 @@ class _State:
     _NUMBERS = ("loss", "before", "iterations", "moves", "size")
 
     def __init__(self, x: FloatArray, bounds: Bounds | None, pairs: int) -> None:
-        self.x, self.good, self.opening = x, x.copy(), np.empty_like(x)
-        self.loss, self.gradient = math.inf, np.empty_like(x)
+        self.x, self.good, self.opening = x, copied(x), like(x)
+        self.loss, self.gradient = math.inf, like(x)
         self.before = math.inf  # the loss that the last move started from
         self.failures = Failures("lower learning_rate or the weights")
         self.iterations = self.moves = 0
         self._bounds = bounds
-        self._history = History(pairs, x.size)
+        self._history = History(pairs, x)
         self._restart = True
         self.size = 0.0
-        self.direction, self._last_gradient = np.empty_like(x), np.empty_like(x)
+        self.direction, self._last_gradient = like(x), like(x)
 
     def save(self) -> SolverState:
         """Return everything."""
@@ -145,7 +146,7 @@ class _State:
         self._restart, self.failures.in_a_row = state.numbers["restart"], state.numbers["failures"]
         self._history.restore(state)
         for name, vector in self._vectors().items():
-            np.copyto(vector, state.arrays[name])
+            assign(vector, state.arrays[name])
 
     def _vectors(self) -> dict[str, FloatArray]:
         return {
@@ -160,7 +161,7 @@ class _State:
     def open(self) -> None:
         """Begin a step of torch's."""
         self.clamp()
-        np.copyto(self.opening, self.x)
+        assign(self.opening, self.x)
         self.moves = 0
 
     def clamp(self) -> None:
@@ -174,10 +175,10 @@ class _State:
         evaluation = yield Trial(self.x, self.iterations, self.save if self.iterations else None)
         if self.failures.passed(evaluation, self.iterations):
             self.loss = evaluation.loss
-            np.copyto(self.gradient, evaluation.gradient)
-            np.copyto(self.good, self.x)
+            assign(self.gradient, evaluation.gradient)
+            assign(self.good, self.x)
             return True
-        np.copyto(self.x, self.good)
+        assign(self.x, self.good)
         self._restart = True
         return False
 
@@ -191,21 +192,28 @@ class _State:
             self._history.scale = 1.0
             self._restart = False
         else:
-            np.multiply(self.direction, np.float32(self.size), out=self._history.step)
-            np.subtract(self.gradient, self._last_gradient, out=self._history.change)
+            for direction, step in chunks(self.direction, self._history.step):
+                np.multiply(direction, np.float32(self.size), out=step)
+            for after, before, change in chunks(self.gradient, self._last_gradient, self._history.change):
+                np.subtract(after, before, out=change)
             if self._history.curvature()[0] > _MIN_CURVATURE:
                 self._history.keep()
         self._history.direction(self.gradient, out=self.direction)
-        np.copyto(self._last_gradient, self.gradient)
+        assign(self._last_gradient, self.gradient)
         return first
+
+    def gradient_sum(self) -> float:
+        """Return the sum of the gradient's absolute values."""
+        return sum(float(np.abs(part).sum()) for (part,) in chunks(self.gradient))
 
     @overflow_fails
     def slope(self) -> float:
         """Return the loss's derivative along the direction."""
-        return float(self.gradient @ self.direction)
+        return dot(self.gradient, self.direction)
 
     @overflow_fails
     def move(self, size: float) -> None:
         """Go that multiple of the direction."""
         self.before, self.size = self.loss, size
-        self.x += self.direction * np.float32(size)
+        for x, direction in chunks(self.x, self.direction):
+            x += direction * np.float32(size)

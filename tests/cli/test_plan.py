@@ -22,7 +22,14 @@ FIELDS = {
     "notes": list,
     "remedies": list,
 }
-FORECAST = {"plan": str, "memory_bytes": int, "components": dict, "evaluations": int, "stages": list}
+FORECAST = {
+    "plan": str,
+    "memory_bytes": int,
+    "scratch_bytes": int,
+    "components": dict,
+    "evaluations": int,
+    "stages": list,
+}
 STAGE = {"size": list, "evaluations": int, "memory_bytes": int, "windows": int, "overhead": float}
 
 
@@ -86,6 +93,18 @@ def test_what_does_not_fit_says_what_would(run, job) -> None:
     text = run(*job, "--size", 3000, "--no-time", "--plan", "fused", "--memory-limit", need // 4).out
     assert "does not fit" in text
     assert f"--size {side}" in text
+
+
+def test_what_would_be_kept_in_files_is_told(run) -> None:
+    recipe = ["--preset", "filterbank", "--backend", "onnxruntime", "--no-time", "--size", "1500x1000"]
+    value = json.loads(run("plan", *recipe, "--memory-limit", "450MB", "--json").out)
+    assert value["painted"]["scratch_bytes"] > 50 * 12 * 1500 * 1000  # with 20 pairs
+    assert value["asked"]["scratch_bytes"] == 0
+    assert [note.split()[0] for note in value["notes"]] == ["tiled,", "pictures"]
+    told = run("plan", *recipe, "--memory-limit", "450MB").out
+    assert "files: " in told
+    assert "(TMPDIR), while it is painted" in told
+    assert "files: " not in run("plan", *recipe, "--memory-limit", "none").out
 
 
 def test_without_pictures_a_size_stands_for_both(run, pictures) -> None:

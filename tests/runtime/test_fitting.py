@@ -76,6 +76,36 @@ def test_a_plan_that_was_named_stays_and_the_history_gives_way(job, backend, nee
     assert "from 20 to 16 pairs" in note
 
 
+@pytest.fixture
+def full_disk(monkeypatch) -> None:
+    monkeypatch.setattr("impasto.runtime.fitting.free_room", lambda: 0)
+
+
+def test_what_does_not_fit_tiled_goes_to_files_and_the_history_stays(job, backend, monkeypatch) -> None:
+    job = with_long_side(job, 1024)
+    tiled = [replace(job, plan="tiled", tile_memory=1 << shift) for shift in (25, 26, 27)]
+    least = min(forecast(each, backend).memory_bytes for each in tiled if _can_be_cut(each, backend))
+    found = fit(job, backend, least - 1)
+    assert (found.job.plan, found.job.scratch) == ("tiled", True)
+    assert found.job.preset == job.preset
+    assert found.forecast is not None
+    assert found.forecast.memory_bytes <= least - 1
+    # L-BFGS's 48 vectors, and at least the best, the gradient and both pictures.
+    assert found.forecast.scratch_bytes >= 51 * 12 * 1024 * 768
+    assert "solver" not in found.forecast.largest.components
+    assert [note.split()[0] for note in found.notes] == ["tiled,", "pictures"]
+    # The room must be there.
+    monkeypatch.setattr("impasto.runtime.fitting.free_room", lambda: found.forecast.scratch_bytes - 1)
+    assert fit(job, backend, least - 1).job.preset != job.preset
+
+
+def test_scipys_vectors_cannot_be_in_files(job, backend) -> None:
+    preset = job.preset.with_solver("lbfgs-b")
+    with pytest.raises(LimitError):
+        fit(with_long_side(replace(job, preset=preset), 1024), backend, 500_000_000)
+
+
+@pytest.mark.usefixtures("full_disk")
 def test_the_history_is_shortened_after_tiling_only(job, backend) -> None:
     tiled = [replace(job, plan="tiled", tile_memory=1 << shift) for shift in (26, 27)]
     least = min(forecast(each, backend).memory_bytes for each in tiled if _can_be_cut(each, backend))
@@ -97,7 +127,7 @@ def _can_be_cut(job, backend) -> bool:
 @pytest.mark.parametrize("plan", [None, "fused"])
 @pytest.mark.parametrize("share", [0.3, 0.5])
 def test_what_cannot_fit_is_refused_with_a_size_that_does(
-    job, backend, need: int, plan: Plan | None, share: float
+    job, backend, need: int, plan: Plan | None, share: float, full_disk: None
 ) -> None:
     job = with_long_side(replace(job, plan=plan), 2048)
     limit = int(share * need)
@@ -106,6 +136,7 @@ def test_what_cannot_fit_is_refused_with_a_size_that_does(
     message = str(caught.value)
     assert "1536×2048" in message
     assert "--memory-limit" in message
+    assert ("(TMPDIR) for files" in message) == (plan is None and share == 0.5)
     match = re.search(r"\(--size (\d+)\)", message)
     assert match
     smaller = replace(job, sizing=Sizing("long", int(match[1])))

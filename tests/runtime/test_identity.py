@@ -42,13 +42,13 @@ def changed(job, field, picture):
         case "content" | "style" | "start":
             return replace(job, **{field: Picture(picture(9, 18, 24), None, field)})
         case "content's last bit":
-            rgb = job.content.rgb.copy()
-            rgb[-1, -1, -1] = np.nextafter(rgb[-1, -1, -1], np.float32(2))
-            return replace(job, content=replace(job.content, rgb=rgb))
+            pixels = job.content.pixels.copy()
+            pixels[-1, -1, -1] = np.nextafter(pixels[-1, -1, -1], np.float32(2))
+            return replace(job, content=replace(job.content, pixels=pixels))
         case "content's alpha":
             return replace(job, content=replace(job.content, alpha=np.ones((18, 24), np.float32)))
         case "content's shape":
-            return replace(job, content=replace(job.content, rgb=job.content.rgb.reshape(24, 18, 3)))
+            return replace(job, content=replace(job.content, pixels=job.content.pixels.reshape(24, 18, 3)))
         case "preset.objective.content.relu3_3":
             return replace(job, preset=job.preset.with_weights(content=3.0))
         case "preset.solver.learning_rate":

@@ -83,6 +83,26 @@ def test_a_constant_picture_stays_constant(size: tuple[int, int]) -> None:
     np.testing.assert_allclose(resize(constant, size), np.broadcast_to(colours, (size[1], size[0], 3)), rtol=3e-7)
 
 
+@pytest.mark.parametrize("size", [(60, 44), (20, 12), (13, 90), (31, 37)])
+@pytest.mark.parametrize("stripe", [30, 400])
+def test_stripes_are_the_whole_but_for_the_rounding_of_their_place(monkeypatch, size, stripe) -> None:
+    picture = np.random.RandomState(3).random_sample((37, 31, 3)).astype(np.float32)
+    whole = resize(picture, size)
+    monkeypatch.setattr("impasto.runtime.images._STRIPE", stripe)
+    # Places below 64 as float32 are off by 2⁻¹⁹ pixels at most; a row changes by a few for each pixel.
+    np.testing.assert_allclose(resize(picture, size), whole, rtol=0, atol=20 * 2.0**-19)
+
+
+def test_quantisation_in_stripes_is_that_of_the_whole(monkeypatch) -> None:
+    values = np.random.RandomState(4).random_sample((23, 7, 3)).astype(np.float32)
+    whole = to_uint8(values)
+    monkeypatch.setattr("impasto.runtime.images._STRIPE", 50)
+    np.testing.assert_array_equal(to_uint8(values), whole)
+    values[-1, -1, -1] = np.nan
+    with pytest.raises(ImageError):
+        to_uint8(values)
+
+
 def test_reducing_does_not_alias() -> None:
     # The finest checkerboard lies above the new Nyquist frequency: nothing but its mean may remain. Taking every
     # fourth pixel, or bilinear interpolation without widening, would give 0s and 1s, or a beat between them.

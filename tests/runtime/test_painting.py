@@ -11,14 +11,14 @@ import pytest
 
 from impasto.errors import DivergenceError, ImageError, Interrupted, UsageError
 from impasto.export.objective import Objective
+from impasto.models.conventions import pixel_space
 from impasto.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from impasto.runtime.images import Picture, Sizing, resize
-from impasto.runtime.margin import surrounded
 from impasto.runtime.painting import Job, Painting
 from impasto.runtime.presets import Preset, Stage
 from impasto.runtime.problem import Losses, Problem
 from impasto.runtime.solvers import LBFGS, SGD, Adam, TorchLBFGS
-from impasto.runtime.targets import decoded, encoded, measure_targets
+from impasto.runtime.targets import encoded, measure_targets
 
 PRESET = Preset(
     name="small",
@@ -86,6 +86,14 @@ def job(shallow, picture):
         )
 
     return make
+
+
+def surrounded(picture, margin):
+    return np.pad(picture, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
+
+
+def decoded(objective, image):
+    return pixel_space(objective.pixels).decode(image[0]).clip(0, 1)
 
 
 def painted(job, backend):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from impasto.errors import StorageError
-from impasto.runtime.scratch import clear, in_memory, mapped, release
+from impasto.runtime.scratch import clear, free_room, in_memory, is_mapped, like, mapped, release
 
 
 @pytest.mark.parametrize("allocate", [in_memory, mapped])
@@ -44,9 +45,22 @@ def test_released_pages_are_no_longer_in_memory_and_keep_their_values():
     values = np.random.RandomState(1).standard_normal(array.shape).astype(np.float32)
     array[:] = values
     assert resident(array) >= values.nbytes // 1024
+    # Rows 10 to 19 of the second plane are 10 KiB, which begin and end within a page.
     release(array[0, 1, 10:20][:, ::2].T, np.zeros(3, np.float32))
+    kept = resident(array)
+    assert values.nbytes // 1024 - 16 <= kept <= values.nbytes // 1024 - 8
+    release(array[0, ::-1, ::-1])
     assert resident(array) == 0
     np.testing.assert_array_equal(array, values)
+
+
+def test_an_array_like_another_is_kept_where_that_is():
+    for given in (np.ones(7, np.float32), mapped((7,))):
+        for found, shape in ((like(given), (7,)), (like(given[2:4], (3, 5)), (3, 5))):
+            assert found.shape == shape
+            assert found.dtype == np.float32
+            assert not found.any()
+            assert is_mapped(found) == is_mapped(given)
 
 
 def test_a_private_map_is_left_alone(tmp_path):
@@ -77,3 +91,25 @@ def test_a_full_disk_is_an_error_before_anything_is_written(monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(StorageError, match=r"no room for 400 bytes .* set TMPDIR"):
         mapped((10, 10))
+
+
+def test_free_room_is_that_of_the_folder_for_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mounts = tmp_path / "mounts"
+    assert 0 < free_room(mounts) <= shutil.disk_usage(tmp_path).total
+    mounts.write_text(f"/dev/sda / ext4 rw 0 0\ntmpfs {tmp_path}/other tmpfs rw 0 0\n")
+    assert free_room(mounts) > 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no file tells mounts elsewhere")
+@pytest.mark.parametrize("kind", ["tmpfs", "ramfs"])
+def test_a_folder_in_memory_has_no_room(tmp_path, monkeypatch, kind):
+    folder = tmp_path / "a folder" / "below"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    mounts = tmp_path / "mounts"
+    point = str(Path(os.path.realpath(tmp_path)) / "a folder").replace(" ", r"\040")
+    mounts.write_text(f"/dev/sda / ext4 rw 0 0\n{kind} {point} {kind} rw 0 0\n")
+    assert free_room(mounts) == 0
+    mounts.write_text(f"/dev/sda / ext4 rw 0 0\n{kind} {point} {kind} rw 0 0\n/dev/sdb {point}/below ext4 rw 0 0\n")
+    assert free_room(mounts) > 0

@@ -3,9 +3,10 @@ import pytest
 
 from impasto.errors import ImageError
 from impasto.export.objective import Objective
-from impasto.models.conventions import PIXEL_SPACES
+from impasto.models.conventions import PIXEL_SPACES, pixel_space
 from impasto.runtime.backends.protocol import Measured
-from impasto.runtime.targets import decoded, encoded, measure_targets
+from impasto.runtime.canvas import picture_of
+from impasto.runtime.targets import encoded, measure_targets
 
 
 class Recorder:
@@ -111,7 +112,7 @@ def test_pictures_go_to_pixels_and_back(picture, space):
     image = encoded(objective, rgb)
     assert image.shape == (1, 3, 5, 7)
     assert image.dtype == np.float32
-    back = decoded(objective, image)
+    back = picture_of(pixel_space(objective.pixels), image)
     assert back.shape == rgb.shape
     # Rounded once in a space whose values reach 255 for 1: half of 2⁻¹⁶ over 255, and once more in 0–1.
     np.testing.assert_allclose(back, rgb, rtol=0, atol=2**-17 / 255 * 2 + 2**-24)
@@ -120,4 +121,6 @@ def test_pictures_go_to_pixels_and_back(picture, space):
 def test_what_no_picture_can_show_is_clipped():
     objective = Objective(content={"relu1_1": 1.0}, style={}, pixels="unit")
     image = np.array([-0.5, 0.25, 1.75], np.float32).reshape(1, 3, 1, 1)
-    np.testing.assert_array_equal(decoded(objective, image), np.array([[[0, 0.25, 1]]], np.float32))
+    np.testing.assert_array_equal(
+        picture_of(pixel_space(objective.pixels), image), np.array([[[0, 0.25, 1]]], np.float32)
+    )

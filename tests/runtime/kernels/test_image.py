@@ -8,7 +8,6 @@ from impasto.models.conventions import PIXEL_SPACES, UNIT, PixelSpace
 from impasto.runtime.gpu.protocol import TensorSpec
 from impasto.runtime.images import to_uint8
 from impasto.runtime.kernels.image import ImageKernels
-from impasto.runtime.margin import trimmed
 from tests.emulation.host import compiler
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no g++ to compile kernels for the host")
@@ -39,6 +38,11 @@ def every_level():
     """A picture that has each level in each colour, 48 × 16."""
     levels = [np.random.RandomState(seed).permutation(np.repeat(np.arange(256), 3)) for seed in range(3)]
     return np.stack(levels, axis=1).reshape(48, 16, 3).astype(np.uint8)
+
+
+def trimmed(picture, margin):
+    height, width, _ = picture.shape
+    return picture[margin : height - margin, margin : width - margin]
 
 
 def on_host(space, planar, margin=0):

@@ -26,7 +26,7 @@ class Walk:
         self.stream = np.random.default_rng(seed)
         root = self.stream.standard_normal((size, size)) / np.sqrt(size)
         self.hessian = root @ root.T + 0.1 * np.eye(size)
-        self.history, self.length = History(length, size), length
+        self.history, self.length = History(length, np.zeros(size, np.float32)), length
         self.gradient = self.stream.standard_normal(size).astype(np.float32)
         self.pairs: list[tuple[np.ndarray, np.ndarray]] = []
         self.out = np.empty(size, np.float32)
@@ -83,7 +83,7 @@ def test_clear_forgets_the_pairs_and_not_the_scale():
 
 
 def test_curvature_is_that_of_the_pair_written():
-    history = History(2, 3)
+    history = History(2, np.zeros(3, np.float32))
     history.step[:], history.change[:] = [1, 2, 3], [4, 5, 6]
     assert history.curvature() == (32, 14, 77)
     history.keep()

@@ -7,7 +7,8 @@ import pytest
 
 from impasto.errors import UsageError
 from impasto.runtime.solvers import SGD, Evaluation, Trial, drive
-from impasto.runtime.solvers.protocol import flat_copy, largest, power_of_two_scale
+from impasto.runtime.solvers.protocol import flat_copy
+from impasto.runtime.solvers.vectors import largest, power_of_two_scale
 
 
 class Scripted:
