@@ -91,11 +91,11 @@ def paint(case: Case, folder: Path) -> Found:
     import_module("onnxruntime")
     imports = peak_bytes()
     recipe, _ = choose("impasto")
-    preset = replace(recipe, stages=()).with_iterations(EVALUATIONS - 1)
+    preset = recipe.with_iterations(EVALUATIONS - 1)
     with Stylizer(preset, backend="onnxruntime", limits=Limits(memory=case.limit)) as stylizer:
         pictures = folder / "content.png", folder / "style.png"
-        prospect = stylizer.foresee(*pictures, size=case.side, timed=False)
-        painting = stylizer.begin(*pictures, size=case.side)
+        prospect = stylizer.foresee(*pictures, size=case.side, scales=1, timed=False)
+        painting = stylizer.begin(*pictures, size=case.side, scales=1)
         for _ in painting:
             pass
         result = painting.result()
