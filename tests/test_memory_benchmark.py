@@ -17,11 +17,15 @@ MACHINE = Machine("a CPU", ("avx2",), 2, "Linux x86_64", 0.1, {"impasto": "0"}, 
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="allocators of other systems were not measured")
-def test_the_forecast_of_a_small_painting_is_within_its_bound() -> None:
+def test_the_forecast_of_a_small_painting_stands_beside_its_peak() -> None:
     section = memory.section(MACHINE, True)
     assert isinstance(section, Section)
     (bound,) = section.bounds
-    assert bound.kept, section.data
+    ((_, found),) = section.data.items()
+    share = found["predicted"] / found["measured"]
+    assert bound.kept is (abs(share - 1) <= 0.15)
+    # How exact it is, the benchmark tells; a component forgotten or counted twice shows even here.
+    assert 0.5 < share < 2
 
 
 def test_a_worker_that_fails_is_told() -> None:
