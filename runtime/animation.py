@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -98,7 +99,7 @@ def _encode_mp4(frames: Sequence[ByteArray], format: str) -> bytes:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=format) as container:
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        stream = container.add_stream(codec, rate=Fraction(PER_SECOND))
+        stream: Any = container.add_stream(codec, rate=Fraction(PER_SECOND))  # typed for every kind of stream
         stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
         for picture in [*frames, *[frames[-1]] * (PER_SECOND * _LAST_SECONDS)]:
             frame = av.VideoFrame.from_ndarray(np.pad(picture, pad, mode="edge"), format="rgb24")
